@@ -1,0 +1,34 @@
+"""What can go wrong, in kinds a caller can catch.
+
+Every message says what was found, what was expected and the next step.
+"""
+
+from __future__ import annotations
+
+
+class ScfmError(Exception):
+    """Base of every error that scfm raises on purpose."""
+
+
+class GeneMatchError(ScfmError, ValueError):
+    """Gene names of the data and of a vocabulary do not fit together."""
+
+
+class CountsError(ScfmError, ValueError):
+    """No usable counts, or not the counts that were asked for."""
+
+
+class TokenizerError(ScfmError, ValueError):
+    """A tokenizer was given constants, context or cells it cannot use."""
+
+
+class CheckpointError(ScfmError, ValueError):
+    """A checkpoint, vocabulary or companion file does not fit, or is not safe to read."""
+
+
+class ConfigError(ScfmError, ValueError):
+    """A configuration or an argument is impossible."""
+
+
+class MissingDependencyError(ScfmError, ImportError):
+    """An optional package is needed; the message holds the line that installs it."""
