@@ -1,0 +1,38 @@
+"""One model: a transformer over packed cells whose switches describe every published system."""
+
+from scfm.transformer._attention import ALIASES as ATTENTION_NAMES
+from scfm.transformer._attention import IMPLEMENTATIONS, choose, missing
+from scfm.transformer._config import (
+    CellTransformerConfig,
+    HeadSpec,
+    MLPSpec,
+    PartSpec,
+    ReadoutSpec,
+    StackSpec,
+    TermSpec,
+    make_config,
+)
+from scfm.transformer._model import CellTransformer, HiddenStates
+from scfm.transformer._packing import PackedBatch, Segments, pack
+from scfm.transformer._readout import read_out
+
+__all__ = [
+    "ATTENTION_NAMES",
+    "IMPLEMENTATIONS",
+    "CellTransformer",
+    "CellTransformerConfig",
+    "HeadSpec",
+    "HiddenStates",
+    "MLPSpec",
+    "PackedBatch",
+    "PartSpec",
+    "ReadoutSpec",
+    "Segments",
+    "StackSpec",
+    "TermSpec",
+    "choose",
+    "make_config",
+    "missing",
+    "pack",
+    "read_out",
+]

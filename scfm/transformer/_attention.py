@@ -1,0 +1,295 @@
+"""Who listens to whom? Attention over packed cells, one function per implementation.
+
+All take ``q (T_q, heads, head_dim)``, ``k, v (T_k, heads, head_dim)`` and the segments of both axes,
+and return ``(T_q, heads, head_dim)``; a token sees only keys of its own cell. They stand in
+transformers' attention registry under their names, so that ``attn_implementation=`` finds them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from scfm.errors import ConfigError
+from scfm.transformer._packing import Segments
+
+log = logging.getLogger("scfm")
+
+Attention = Callable[..., Tensor]
+
+
+def eager_attention(
+    q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segments, *, causal: bool = False, dropout: float = 0.0
+) -> Tensor:
+    """Softmax attention written out, cell by cell: the reference for the others."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    pieces = []
+    for i in range(len(at.bounds) - 1):
+        qi = q[at.bounds[i] : at.bounds[i + 1]].transpose(0, 1)
+        ki = k[to.bounds[i] : to.bounds[i + 1]].transpose(0, 1)
+        vi = v[to.bounds[i] : to.bounds[i + 1]].transpose(0, 1)
+        scores = (qi @ ki.transpose(1, 2)) * scale
+        if causal:
+            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+            scores = scores.masked_fill(hidden, -math.inf)
+        weights = F.dropout(scores.float().softmax(-1).to(q.dtype), dropout, training=dropout > 0)
+        pieces.append((weights @ vi).transpose(0, 1))
+    return torch.cat(pieces) if pieces else torch.zeros_like(q)
+
+
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segments, *, causal: bool = False, dropout: float = 0.0
+) -> Tensor:
+    """The fused kernel of torch, one call per run of equally long neighbouring cells.
+
+    A loop over cells is twice as fast as a padded batch on ragged CPU data, and cells of one length
+    share a call without a copy, since the runner sorts by length.
+    """
+    runs = at.runs if at is to or at.bounds == to.bounds else [(i, 1, n) for i, n in enumerate(at.lengths.tolist())]
+    pieces = []
+    for first, n, length in runs:
+        if length == 0:
+            continue
+        q0, q1 = at.bounds[first], at.bounds[first + n]
+        k0, k1 = to.bounds[first], to.bounds[first + n]
+        if n == 1:
+            qi, ki, vi = (x.transpose(0, 1).unsqueeze(0) for x in (q[q0:q1], k[k0:k1], v[k0:k1]))
+        else:
+            qi, ki, vi = (x.unflatten(0, (n, length)).transpose(1, 2) for x in (q[q0:q1], k[k0:k1], v[k0:k1]))
+        out = F.scaled_dot_product_attention(qi, ki, vi, dropout_p=dropout, is_causal=causal)
+        pieces.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(pieces) if pieces else torch.zeros_like(q)
+
+
+def varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segments, *, causal: bool = False, dropout: float = 0.0
+) -> Tensor:
+    """The flash attention of torch itself, over packed cells (GPU, half precision)."""
+    if dropout:
+        raise ConfigError("torch's varlen attention has no dropout; use attn_implementation='sdpa' to train with it")
+    from torch.nn.attention.varlen import varlen_attn
+
+    window: dict[str, Any] = {"window_size": (-1, 0 if causal else -1)}
+    if "window_size" not in inspect.signature(varlen_attn).parameters:
+        window = {"is_causal": causal}
+    out = varlen_attn(q, k, v, at.cu_seqlens, to.cu_seqlens, at.max_seqlen, to.max_seqlen, **window)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    at: Segments,
+    to: Segments,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+    package: str = "flash_attn",
+) -> Tensor:
+    """The flash-attn package (2) or its third generation over packed cells (GPU, half precision)."""
+    module = importlib.import_module("flash_attn" if package == "flash_attn" else "flash_attn_interface")
+    options: dict[str, Any] = {"causal": causal}
+    if package == "flash_attn":
+        options["dropout_p"] = dropout
+    elif dropout:
+        raise ConfigError("flash attention 3 has no dropout; use attn_implementation='sdpa' to train with it")
+    out = module.flash_attn_varlen_func(q, k, v, at.cu_seqlens, to.cu_seqlens, at.max_seqlen, to.max_seqlen, **options)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def performer_attention(q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segments, projection: Tensor) -> Tensor:
+    """FAVOR+ attention (Choromanski et al. 2021, arXiv:2009.14794), linear in the length of a cell.
+
+    The features of a key are stabilised by the maximum over the heads, tokens and features of its
+    own cell, those of a query by the maximum over its features; 1e-4 is added to both.
+
+    Parameters
+    ----------
+    projection
+        (features, head_dim) random rows, shared by the heads.
+    """
+    scale = q.shape[-1] ** -0.25
+    projection = projection.to(q.dtype)
+    pieces = []
+    for i in range(len(at.bounds) - 1):
+        qi, ki, vi = (x[s.bounds[i] : s.bounds[i + 1]].transpose(0, 1) for x, s in ((q, at), (k, to), (v, to)))
+        if qi.shape[1] == 0:
+            continue
+        # the maximum spans the heads, so it comes first; the features are then made head by head,
+        # which keeps the memory of a cell of 17,000 tokens at one head's features
+        peak = torch.stack([(ki[h] * scale @ projection.T).max() for h in range(ki.shape[0])]).max()
+        pieces.append(
+            torch.stack(
+                [_favor(qi[h] * scale, ki[h] * scale, vi[h], projection, peak) for h in range(qi.shape[0])], dim=1
+            )
+        )
+    return torch.cat(pieces) if pieces else torch.zeros_like(q)
+
+
+def _favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, peak: Tensor) -> Tensor:
+    """One head of one cell: q (L, d), k, v (L', d), both scaled by d^-1/4."""
+    ratio = projection.shape[0] ** -0.5
+
+    def features(x: Tensor, peak: Tensor) -> Tensor:
+        return ratio * ((x @ projection.T - x.square().sum(-1, keepdim=True) / 2 - peak).exp() + 1e-4)
+
+    phi_q = features(q, (q @ projection.T).amax(-1, keepdim=True))
+    phi_k = features(k, peak)
+    return (phi_q @ (phi_k.T @ v)) / (phi_q @ phi_k.sum(0))[:, None]
+
+
+def query_only_attention(
+    q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segments, own: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Attention of tokens that nobody sees: to the keys of their cell and, with ``own``, to themselves.
+
+    Parameters
+    ----------
+    own
+        Keys and values (T_q, heads, head_dim) of the query tokens themselves; None: they do not see themselves.
+    """
+    scale = 1 / math.sqrt(q.shape[-1])
+    pieces = []
+    for i in range(len(at.bounds) - 1):
+        mine = slice(at.bounds[i], at.bounds[i + 1])
+        theirs = slice(to.bounds[i], to.bounds[i + 1])
+        scores = torch.einsum("qhd,khd->hqk", q[mine], k[theirs]) * scale
+        if own is not None:
+            self_score = (q[mine] * own[0][mine]).sum(-1).T[:, :, None] * scale
+            scores = torch.cat([scores, self_score], dim=-1)
+        weights = scores.float().softmax(-1).to(q.dtype)
+        seen = to.bounds[i + 1] - to.bounds[i]
+        out = torch.einsum("hqk,khd->qhd", weights[..., :seen], v[theirs])
+        if own is not None:
+            out = out + weights[..., seen].T[..., None] * own[1][mine]
+        pieces.append(out)
+    return torch.cat(pieces) if pieces else torch.zeros_like(q)
+
+
+IMPLEMENTATIONS: dict[str, Attention] = {
+    "packed_eager": eager_attention,
+    "packed_sdpa": sdpa_attention,
+    "packed_varlen": varlen_attention,
+    "packed_flash_2": functools.partial(flash_attention, package="flash_attn"),
+    "packed_flash_3": functools.partial(flash_attention, package="flash_attn_interface"),
+}
+"""Softmax attention over packed cells, by the name it has in transformers' registry."""
+
+ALIASES = {
+    "eager": "packed_eager",
+    "sdpa": "packed_sdpa",
+    "varlen": "packed_varlen",
+    "flash_attention_2": "packed_flash_2",
+    "flash_attention_3": "packed_flash_3",
+}
+"""What users call them."""
+
+
+def _registered(function: Attention) -> Callable[..., tuple[Tensor, None]]:
+    """An implementation in the shape that transformers' registry asks for: (1, heads, T, head_dim) in."""
+
+    def call(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        segments: Segments,
+        key_segments: Segments | None = None,
+        dropout: float = 0.0,
+        is_causal: bool = False,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        out = function(q, k, v, segments, key_segments or segments, causal=is_causal, dropout=dropout)
+        return out.unsqueeze(0), None
+
+    return call
+
+
+for _name, _function in IMPLEMENTATIONS.items():
+    AttentionInterface.register(_name, _registered(_function))
+
+
+def softmax_attention(
+    name: str,
+    module: torch.nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    at: Segments,
+    to: Segments,
+    *,
+    causal: bool,
+    dropout: float,
+) -> Tensor:
+    """The registered implementation ``name`` on packed tokens; shapes as in this module."""
+    function = ALL_ATTENTION_FUNCTIONS[name]
+    out, _ = function(
+        module,
+        *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)),
+        None,
+        segments=at,
+        key_segments=to,
+        dropout=dropout,
+        is_causal=causal,
+    )
+    return out[0]
+
+
+def missing(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why an implementation cannot run here; None where it can."""
+    gpu_only = name in ("packed_varlen", "packed_flash_2", "packed_flash_3")
+    if gpu_only and device.type != "cuda":
+        return "it needs a CUDA device"
+    if gpu_only and dtype not in (torch.float16, torch.bfloat16):
+        return f"it needs half precision, not {dtype}"
+    package = {
+        "packed_flash_2": "flash_attn",
+        "packed_flash_3": "flash_attn_interface",
+        "packed_varlen": "torch.nn.attention.varlen",
+    }.get(name)
+    if package is not None:
+        try:
+            found = importlib.util.find_spec(package) is not None
+        except ModuleNotFoundError:
+            found = False
+        if not found:
+            return f"the module {package} is not installed"
+    return None
+
+
+def choose(wanted: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """The implementation to use: the wanted one, or the fastest that runs here.
+
+    What cannot run falls back to ``sdpa``, which one log line says.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown.
+    """
+    if wanted is None:
+        order = ("packed_flash_3", "packed_flash_2", "packed_varlen") if device.type == "cuda" else ()
+        return next((name for name in order if missing(name, device, dtype) is None), "packed_sdpa")
+    name = ALIASES.get(wanted, wanted)
+    if name not in IMPLEMENTATIONS:
+        raise ConfigError(f"unknown attn_implementation {wanted!r}; there are {', '.join(ALIASES)}")
+    why = missing(name, device, dtype)
+    if why is not None:
+        log.warning("attn_implementation=%r is not available here (%s); using 'sdpa'", wanted, why)
+        return "packed_sdpa"
+    return name

@@ -1,0 +1,310 @@
+"""The one transformer: input terms, a stack of blocks, heads and read-outs on packed cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from scfm.errors import ConfigError
+from scfm.transformer._attention import choose
+from scfm.transformer._config import CellTransformerConfig, HeadSpec, ReadoutSpec
+from scfm.transformer._layers import MLP, Block, Route, Stack, Term
+from scfm.transformer._packing import PackedBatch
+from scfm.transformer._readout import read_out, wanted_rows
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """States of the tokens of a batch.
+
+    Parameters
+    ----------
+    layers
+        By number: 0 after the input terms, k after block k; (T, width) each.
+    final
+        (T, width) after the final norms and the output map; None where a lower layer was the last wanted.
+    """
+
+    layers: dict[int, Tensor]
+    final: Tensor | None
+
+
+class Head(nn.Module):
+    """One named output; see `HeadSpec`."""
+
+    def __init__(self, spec: HeadSpec, rows: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.mlp = MLP(spec.mlp)
+        if spec.feed == "tied":
+            self.bias = nn.Parameter(torch.zeros(rows))
+        self.forms = nn.ModuleDict(
+            {name: nn.Linear(spec.mlp.widths[-1], spec.cell_width, bias=bias) for name, bias in spec.outputs.items()}
+        )
+
+    def forward(self, x: Tensor, *, table: Tensor | None = None, cells: Tensor | None = None) -> Tensor:
+        """Outputs of (m, d) states or vectors.
+
+        Parameters
+        ----------
+        x
+            (m, d) hidden states, cell vectors, or gene vectors (``pairs``).
+        table
+            (V, d) gene table, for a tied head.
+        cells
+            (m, cell_width) the cell vector of each gene, for ``pairs``.
+
+        Returns
+        -------
+        (m, outputs); for ``pairs`` (m, number of forms).
+        """
+        out = self.mlp(x)
+        if self.spec.feed == "tied":
+            if table is None:
+                raise ConfigError("a tied head needs the gene table")
+            out = F.linear(out, table, self.bias)
+        elif self.spec.feed == "pairs":
+            if cells is None:
+                raise ConfigError("a head on pairs needs the cell vector of each gene")
+            out = torch.stack([(form(out) * cells).sum(-1) for form in self.forms.values()], dim=-1)
+        return out.sigmoid() if self.spec.transform == "sigmoid" else out
+
+
+class CellTransformer(PreTrainedModel):
+    """A transformer over packed cells, described by a `CellTransformerConfig`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scfm.transformer import CellTransformer, PartSpec, ReadoutSpec, StackSpec, TermSpec, make_config, pack
+    >>> config = make_config(
+    ...     encoder=StackSpec(n_layers=2, width=32, n_heads=4, head_dim=8, ff=64),
+    ...     terms={"gene": TermSpec("table", rows=100)},
+    ...     readouts={"mean": ReadoutSpec((PartSpec("mean"),))},
+    ... )
+    >>> model = CellTransformer(config).eval()
+    >>> batch = pack({"ids": np.array([5, 7, 9, 1, 2])}, np.array([0, 3, 5]))
+    >>> tuple(model.embed(batch).shape)
+    (2, 32)
+    """
+
+    config_class = CellTransformerConfig
+    config: CellTransformerConfig
+    base_model_prefix = "scfm"
+    main_input_name = "batch"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: CellTransformerConfig) -> None:
+        super().__init__(config)
+        stack = config.stack_spec
+        self.terms = nn.ModuleDict({name: Term(spec, stack.width) for name, spec in config.term_specs.items()})
+        self.sum_norm = nn.LayerNorm(stack.width, eps=config.sum_eps) if config.sum_norm else None
+        if config.domains:
+            self.register_buffer("domain_mean", torch.zeros(config.domains, stack.width))
+            self.register_buffer("domain_var", torch.ones(config.domains, stack.width))
+        self.encoder = Stack(stack)
+        output = config.output_spec
+        self.output = None if output is None else MLP(output)
+        rows = config.term_specs["gene"].rows if "gene" in config.term_specs else 0
+        self.heads = nn.ModuleDict({name: Head(spec, rows) for name, spec in config.head_specs.items()})
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers' own initialisers leave weights alone that a checkpoint has already filled
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, Term) and hasattr(module, "table"):
+            init.normal_(module.table, std=std)
+            if module.spec.source == "bag":
+                init.zeros_(module.center)
+        elif isinstance(module, Head) and module.spec.feed == "tied":
+            init.zeros_(module.bias)
+        elif isinstance(module, CellTransformer) and module.config.domains:
+            init.zeros_(module.domain_mean)
+            init.ones_(module.domain_var)
+        elif isinstance(module, Block):
+            if module.spec.zero_residual:
+                for linear in (module.out, module.down):
+                    init.zeros_(linear.weight)
+            if module.spec.attention == "performer":
+                init.copy_(module.projection, _orthogonal_features(*module.projection.shape))
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        return self.config.stack_spec.width
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.encoder.layers)
+
+    def embed_input(self, batch: PackedBatch) -> Tensor:
+        """The sum of the input terms: (T, width), hidden state 0."""
+        x: Tensor | None = None
+        specs = self.config.term_specs
+        for name, term in self.terms.items():
+            if name in (self.config.head_terms or ()) or specs[name].source == "bag":
+                continue
+            part = term(self._channel(batch, specs[name].channel))
+            x = part if x is None else x + part
+        dtype = next(self.parameters()).dtype
+        x = torch.zeros(batch.n_tokens, self.width, dtype=dtype, device=batch.device) if x is None else x
+        for name, term in self.terms.items():
+            if specs[name].source == "bag":
+                first = torch.as_tensor(batch.segments.offsets[:-1]).to(batch.device)
+                x = x.index_add(0, first, term.bag(batch).to(x.dtype))  # type: ignore[operator]
+        if self.config.domains:
+            domain = batch.per_cell["domain"].long()[batch.segments.cell]
+            x = (x - self.domain_mean[domain]) / (self.domain_var[domain] + self.config.domain_eps).sqrt()
+        if self.sum_norm is not None:
+            x = self.sum_norm(x)
+        return F.dropout(x, self.config.sum_dropout, self.training)
+
+    def _channel(self, batch: PackedBatch, name: str) -> Tensor:
+        if name in batch.channels:
+            return batch.channels[name]
+        if name == "positions":
+            return batch.segments.rank
+        if name in batch.per_cell:
+            return batch.per_cell[name][batch.segments.cell]
+        raise ConfigError(f"an input term reads the channel {name!r}; the batch holds {', '.join(batch.channels)}")
+
+    def hidden_states(
+        self, batch: PackedBatch, layers: Iterable[int] | None = None, *, inputs: Tensor | None = None
+    ) -> HiddenStates:
+        """Run the encoder as far as needed.
+
+        Parameters
+        ----------
+        batch
+            Packed cells.
+        layers
+            Layers to keep (0 to ``n_layers``); None: all, and the final state.
+        inputs
+            (T, width) hidden state 0, if it is to differ from the sum of the terms.
+        """
+        wanted = set(range(self.n_layers + 1)) if layers is None else set(layers)
+        outside = [k for k in wanted if not 0 <= k <= self.n_layers]
+        if outside:
+            raise ConfigError(f"there is no hidden layer {outside[0]}; this model has layers 0 to {self.n_layers}")
+        route = self._route(batch)
+        x = self.embed_input(batch) if inputs is None else inputs
+        kept = {0: x} if 0 in wanted else {}
+        for k, block in enumerate(self.encoder.layers[: max(wanted, default=self.n_layers)], start=1):
+            x = block(x, route)
+            if k in wanted:
+                kept[k] = x
+        final = self.finish(x) if layers is None or not wanted else None
+        return HiddenStates(kept, final)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """The final state of every token: (T, width), or the output map's width."""
+        final = self.hidden_states(batch, ()).final
+        if final is None:
+            raise ConfigError("the encoder returned no final state")
+        return final
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Final norms and output map."""
+        x = self.encoder.finish(x)
+        return x if self.output is None else self.output(x)
+
+    def _route(self, batch: PackedBatch) -> Route:
+        dtype = next(self.parameters()).dtype
+        implementation = self.config._attn_implementation
+        if not str(implementation).startswith("packed_"):
+            implementation = choose(implementation, batch.device, dtype)
+        return Route(batch, implementation, **(self.config.query_only or {}))
+
+    def layer_number(self, hidden_layer: int | None) -> int | None:
+        """The layer that a read-out reads: its number, or None for the final state.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such layer.
+        """
+        layer = self.config.hidden_layer if hidden_layer is None else hidden_layer
+        number = layer if layer >= 0 else self.n_layers + 1 + layer
+        if not 0 <= number <= self.n_layers:
+            raise ConfigError(
+                f"hidden_layer={layer} does not exist; this model has {self.n_layers} layers, "
+                f"so 0 (input) to {self.n_layers}, or -1 (last) to {-self.n_layers - 1}"
+            )
+        return None if number == self.n_layers else number
+
+    def readout(self, name: str | None = None) -> ReadoutSpec:
+        """A read-out by name; the default where None."""
+        specs = self.config.readout_specs
+        name = name or self.config.readout
+        if name not in specs:
+            raise ConfigError(f"this model has no pooling {name!r}; it has {', '.join(specs)}")
+        return specs[name]
+
+    def embed(self, batch: PackedBatch, pooling: str | None = None, hidden_layer: int | None = None) -> Tensor:
+        """Cell vectors (n, width x parts); no layer above the one wanted is computed.
+
+        In the last layer only the rows that the read-out wants are computed.
+        """
+        spec = self.readout(pooling)
+        layer = self.layer_number(hidden_layer)
+        depth = self.n_layers if layer is None else layer
+        rows = wanted_rows(batch.segments, spec) if batch.keys is None else None
+        if rows is not None and self.config.stack_spec.attention == "full" and depth > 0:
+            x = self.hidden_states(batch, [depth - 1]).layers[depth - 1]
+            last = self.encoder.layers[depth - 1](x, self._route(batch), rows)
+            last = self.finish(last) if layer is None else last
+            cells: Tensor = last.reshape(batch.n_cells, -1)
+            return F.normalize(cells, dim=-1) if spec.unit else cells
+        states = self.hidden_states(batch, () if layer is None else [layer])
+        hidden = states.final if layer is None else states.layers[layer]
+        if hidden is None:
+            raise ConfigError("the encoder returned no final state")
+        return read_out(hidden, batch.segments, spec, batch.channels.get("values"))
+
+    def gene_rows(self, ids: Tensor) -> Tensor:
+        """Input vectors of genes, before any context: (k, width)."""
+        for name in ("gene", "bag"):
+            if name in self.terms:
+                return self.terms[name].rows(ids)  # type: ignore[operator]
+        raise ConfigError("this model has no gene table")
+
+    def head(self, name: str, x: Tensor, **context: Any) -> Tensor:
+        """The output of a named head; see `Head.forward`."""
+        if name not in self.heads:
+            raise ConfigError(f"this checkpoint has no head {name!r}; it has {', '.join(self.heads) or 'none'}")
+        head = self.heads[name]
+        if head.spec.feed == "tied":  # type: ignore[union-attr]
+            context["table"] = self.terms["gene"].table
+        return head(x, **context)
+
+
+def _orthogonal_features(n_features: int, head_dim: int) -> Tensor:
+    """Random Performer features: orthogonal blocks, each row with the length of a Gaussian vector."""
+    blocks = []
+    for _ in range(math.ceil(n_features / head_dim)):
+        q, _r = torch.linalg.qr(torch.randn(head_dim, head_dim))
+        blocks.append(q.T)
+    rows = torch.cat(blocks)[:n_features]
+    return rows * torch.randn(n_features, head_dim).norm(dim=1, keepdim=True)
