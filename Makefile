@@ -1,0 +1,56 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Everything is installed into $(VENV) only.
+PYTHON ?= python3.11
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+PYTEST_ARGS ?= -n auto --maxprocesses 4
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+INSTALL := $(PIP) install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+SOURCES := scfm tests scripts
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs bench tutorials clean
+
+help: ## say what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/' | expand -t 18
+
+demo: $(VENV)/.demo ## install scfm and embed the cells that scanpy ships
+	$(BIN)/python scripts/demo.py
+
+test: lint docs ## lint, types, tests, documentation, demo
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python scripts/demo.py
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+docs: $(VENV)/.test ## build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+bench: $(VENV)/.demo ## measure speed and memory, print the table of docs/benchmarks.md
+	$(BIN)/python scripts/bench.py
+
+tutorials: $(VENV)/.test ## run the notebooks again, outputs in place
+	$(BIN)/jupyter execute --inplace tutorials/*.ipynb
+
+clean: ## remove what the commands above have made, $(VENV) included
+	rm -rf $(VENV) build dist docs/_build docs/api demo-output .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# torch is installed first and alone: an open requirement of another package would fetch the newest build,
+# gigabytes of CUDA libraries with it.
+$(VENV)/.torch: $(CONSTRAINTS)
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here; name a Python >= 3.11: make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(INSTALL) -e ".[demo]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(INSTALL) -e ".[test,docs]"
+	touch $@ $(VENV)/.demo
