@@ -34,6 +34,9 @@ class Tokens:
         ``total`` and ``total_matched`` counts.
     parts
         Further ragged lists over the same cells, e.g. ``"bag"``: all expressed genes with weights.
+    measured
+        (V,) vocabulary genes that the data set measured, where the model makes use of it: a gene without a
+        column is not a gene without counts.
     vocabulary
         For previews.
     """
@@ -45,6 +48,7 @@ class Tokens:
     channels: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     per_cell: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     parts: Mapping[str, Tokens] = field(default_factory=dict)
+    measured: NDArray[np.bool_] | None = None
     vocabulary: GeneVocabulary | None = None
 
     def __post_init__(self) -> None:
@@ -139,6 +143,9 @@ def concatenate(parts: Sequence[Tokens]) -> Tokens:
     shapes = {(tuple(p._columns()), tuple(p.per_cell), tuple(p.parts)) for p in parts}
     if len(shapes) > 1:
         raise TokenizerError(f"tokens with different channels cannot be joined: {sorted(map(str, shapes))}")
+    panels = [p.measured for p in parts if p.measured is not None]
+    if any(not np.array_equal(m, panels[0]) for m in panels):
+        raise TokenizerError("tokens of data sets with different measured genes cannot be joined; keep them apart")
     starts = np.cumsum([0, *(p.n_tokens for p in parts)])
     offsets = [p.offsets[:-1] + s for p, s in zip(parts, starts[:-1], strict=True)]
     return replace(

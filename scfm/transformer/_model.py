@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -166,6 +164,8 @@ class CellTransformer(PreTrainedModel):
         for name, term in self.terms.items():
             if name in (self.config.head_terms or ()) or specs[name].source == "bag":
                 continue
+            if specs[name].optional and specs[name].channel not in batch.channels:
+                continue
             part = term(self._channel(batch, specs[name].channel))
             x = part if x is None else x + part
         dtype = next(self.parameters()).dtype
@@ -277,10 +277,19 @@ class CellTransformer(PreTrainedModel):
             last = self.finish(last) if layer is None else last
             cells: Tensor = last.reshape(batch.n_cells, -1)
             return F.normalize(cells, dim=-1) if spec.unit else cells
+        return self.pool(self.state(batch, hidden_layer), batch, spec)
+
+    def state(self, batch: PackedBatch, hidden_layer: int | None = None) -> Tensor:
+        """States of all tokens (T, width) at one layer; the last one after final norms and output map."""
+        layer = self.layer_number(hidden_layer)
         states = self.hidden_states(batch, () if layer is None else [layer])
         hidden = states.final if layer is None else states.layers[layer]
         if hidden is None:
             raise ConfigError("the encoder returned no final state")
+        return hidden
+
+    def pool(self, hidden: Tensor, batch: PackedBatch, spec: ReadoutSpec) -> Tensor:
+        """Cell vectors (n, width x parts) of token states (T, width)."""
         return read_out(hidden, batch.segments, spec, batch.channels.get("values"))
 
     def gene_rows(self, ids: Tensor) -> Tensor:
@@ -290,14 +299,44 @@ class CellTransformer(PreTrainedModel):
                 return self.terms[name].rows(ids)  # type: ignore[operator]
         raise ConfigError("this model has no gene table")
 
-    def head(self, name: str, x: Tensor, **context: Any) -> Tensor:
-        """The output of a named head; see `Head.forward`."""
+    def head(self, name: str, batch: PackedBatch, cells: Tensor | None = None) -> Tensor:
+        """The output of a named head for a batch.
+
+        Parameters
+        ----------
+        name
+            Of the head.
+        batch
+            Packed cells.
+        cells
+            (n, d) cell vectors that a head on cells or pairs reads; None: its own read-out.
+
+        Returns
+        -------
+        (T, outputs) for heads on tokens and pairs, (n, outputs) for heads on cells.
+        """
         if name not in self.heads:
             raise ConfigError(f"this checkpoint has no head {name!r}; it has {', '.join(self.heads) or 'none'}")
-        head = self.heads[name]
-        if head.spec.feed == "tied":  # type: ignore[union-attr]
-            context["table"] = self.terms["gene"].table
-        return head(x, **context)
+        head: Head = self.heads[name]  # type: ignore[assignment]
+        spec = head.spec
+        if spec.feed in ("tokens", "tied"):
+            table = self.terms["gene"].table if spec.feed == "tied" else None
+            x = torch.cat([self.state(batch, -1), *(v[batch.segments.cell] for v in self._context(batch, spec))], -1)
+            return head(x, table=table)
+        if cells is None:
+            cells = self.embed(batch, spec.readout, -1)
+        cells = torch.cat([cells, *self._context(batch, spec)], dim=-1)
+        if spec.feed == "cells":
+            return head(cells)
+        return head(self.gene_rows(batch.channels["ids"]), cells=cells[batch.segments.cell])
+
+    def _context(self, batch: PackedBatch, spec: HeadSpec) -> list[Tensor]:
+        """(n, width) vectors of the terms that a head joins to its input."""
+        channels = {name: self.config.term_specs[name].channel for name in spec.context}
+        absent = [c for c in channels.values() if c not in batch.per_cell]
+        if absent:
+            raise ConfigError(f"a head needs {absent[0]!r} of each cell; the batch holds {', '.join(batch.per_cell)}")
+        return [self.terms[name](batch.per_cell[channel]) for name, channel in channels.items()]
 
 
 def _orthogonal_features(n_features: int, head_dim: int) -> Tensor:

@@ -1,0 +1,171 @@
+"""What does this file hold? Reading checkpoint files without executing anything in them."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from scfm.errors import CheckpointError
+
+KINDS = (
+    (0, b"PK\x03\x04", "a torch file"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"BZh", "a bzip2 archive"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"version https://git-lfs", "a Git-LFS pointer instead of the file itself"),
+    (0, b"<", "a web page"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"\x80", "a pickle"),
+)
+"""Leading bytes of what people download under the name of a checkpoint."""
+
+PICKLE_NAMES: dict[tuple[str, str], Any] = {
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): np.ndarray,
+    **{
+        (f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)  # type: ignore[attr-defined]
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    },
+}
+"""The only objects a pickled dictionary may name."""
+
+
+def kind_of(path: Path) -> str:
+    """What a file is, by its first bytes."""
+    head = path.open("rb").read(512)
+    if not head:
+        return "an empty file"
+    for start, magic, kind in KINDS:
+        if head[start : start + len(magic)] == magic:
+            return kind
+    if len(head) > 9 and head[8:9] == b"{":
+        return "a safetensors file"
+    return "a file of unknown kind"
+
+
+def require(path: Path, what: str, hint: str = "") -> Path:
+    """The path, if the file is there.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not.
+    """
+    if not path.is_file():
+        there = sorted(p.name for p in path.parent.iterdir())[:8] if path.parent.is_dir() else []
+        found = f"{path.parent} holds {', '.join(there) or 'nothing'}" if path.parent.is_dir() else "no such folder"
+        raise CheckpointError(f"{what} is missing: expected {path}, but {found}. {hint}".strip())
+    return path
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in PICKLE_NAMES:
+            return PICKLE_NAMES[module, name]
+        raise CheckpointError(
+            f"the pickle asks for {module}.{name}, which a dictionary of genes has no need of; nothing was executed. "
+            "Only plain dictionaries, lists, sets, strings, numbers and numpy arrays are read"
+        )
+
+
+def read_pickle(path: str | Path) -> Any:
+    """A pickled dictionary of plain Python and numpy objects; anything else is refused.
+
+    Raises
+    ------
+    CheckpointError
+        If the pickle names any other object, is damaged, or is no pickle.
+    """
+    path = require(Path(path), "a pickled dictionary")
+    try:
+        return _RestrictedUnpickler(io.BytesIO(path.read_bytes())).load()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is {kind_of(path)} and cannot be read as a pickled dictionary ({error}); download it again"
+        ) from error
+
+
+def read_json(path: str | Path, what: str = "a JSON file", hint: str = "") -> Any:
+    """A JSON file.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing or damaged.
+    """
+    path = require(Path(path), what, hint)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is {kind_of(path)}, not JSON ({error}); download it again") from error
+
+
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """The dictionary of a torch or safetensors file; tensors on the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, of another kind, or holds objects that are not plain data.
+    """
+    path = require(Path(path), "the weight file")
+    kind = kind_of(path)
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        if kind not in ("a torch file", "a pickle"):
+            raise CheckpointError(f"{path} is {kind}, not a torch file; download it again")
+        with torch.serialization.safe_globals(list(_numpy_globals())):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds objects that are not plain tensors and was not read (nothing was executed): "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read ({reason}); it may be truncated: download it again"
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path} holds {type(loaded).__name__}, but a dictionary of tensors was expected")
+    return dict(loaded)
+
+
+def _numpy_globals() -> Any:
+    yield from (np._core.multiarray.scalar, np.dtype)  # type: ignore[attr-defined]
+    yield from {type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.int16)}
+
+
+def as_state(data: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict as float32 where they are floating; a ``module.`` prefix is cut.
+
+    Raises
+    ------
+    CheckpointError
+        If something in it is not a tensor.
+    """
+    state = {}
+    for key, value in data.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: the entry {key!r} is {type(value).__name__}, but a tensor was expected")
+        state[key.removeprefix("module.")] = value.float() if value.is_floating_point() else value
+    return state
