@@ -1,0 +1,55 @@
+"""How the documentation is built: offline, from the sources of this checkout."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+project = "scfm"
+author = "scfm developers"
+copyright = "2026, scfm developers"
+version = release = metadata.version("scfm")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]
+
+# Notebooks are shown as they were committed; `make tutorials` runs them.
+nb_execution_mode = "off"
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# A module's page lists what its `__all__` names; a class's page what the class itself defines.
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autosummary_imported_members = True
+autodoc_inherit_docstrings = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+
+html_theme = "sphinx_book_theme"
+html_title = "scfm"
+html_static_path = ["_static"]
+html_theme_options = {"show_toc_level": 2}
+
+
+def copy_tutorials() -> None:
+    """Bring the notebooks, which live beside ``docs``, into the source folder."""
+    target = HERE / "tutorials"
+    target.mkdir(exist_ok=True)
+    for notebook in sorted(HERE.parent.joinpath("tutorials").glob("*.ipynb")):
+        shutil.copyfile(notebook, target / notebook.name)
+
+
+copy_tutorials()
