@@ -169,8 +169,8 @@ def _gather(indptr, indices, data, slot_of, n_averaged, n_slots):  # type: ignor
 
 
 def keys(cells: Cells, genes: NDArray[np.int32], seed: int) -> NDArray[np.uint64]:
-    """(n,) a random stream per cell, from the seed and the cell's own (vocabulary id, count) pairs."""
-    out: NDArray[np.uint64] = _keys(cells.offsets, genes[cells.slots], cells.counts, np.uint64(seed % (1 << 64)))
+    """(n,) a random stream per cell, from the seed and the cell's own pairs of vocabulary id (E,) and count."""
+    out: NDArray[np.uint64] = _keys(cells.offsets, genes, cells.counts, np.uint64(seed % (1 << 64)))
     return out
 
 
