@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "scfm"
 
 LAYERS = (
-    {"errors"},
+    {"errors", "_logging"},
     {"genes", "counts"},
     {"tokenizers", "transformer"},
     {"models"},
@@ -104,8 +104,8 @@ def all_imports() -> list[Import]:
 
 
 def height(part: str) -> int:
-    """Layer of a part; the package itself and its private modules (``scfm/_accessor.py``) stand on top."""
-    return TOP + 1 if part == "" or part.startswith("_") else HEIGHT[part]
+    """Layer of a part; the package itself and private modules without a layer (``scfm/_accessor.py``) stand on top."""
+    return HEIGHT.get(part, TOP + 1)
 
 
 def goes_up(found: Import) -> bool:
