@@ -11,6 +11,7 @@ from typing import Any
 _PARTS = (
     "counts",
     "errors",
+    "evaluation",
     "genes",
     "get",
     "models",

@@ -37,7 +37,7 @@ def test_parts_below_the_models_load_no_torch(part: str) -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("part", ["transformer", "models", "pp", "tl", "pl", "get"])
+@pytest.mark.parametrize("part", ["transformer", "models", "evaluation", "pp", "tl", "pl", "get"])
 def test_parts_above_load_no_plotting_or_graph_library(part: str) -> None:
     loaded = loaded_after(f"import scfm.{part}")
     assert f"scfm.{part}" in loaded
