@@ -14,14 +14,14 @@ from scfm.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Key:
-    """A row of a family's key table.
+    r"""A row of a family's key table.
 
     Parameters
     ----------
     pattern
         Regular expression that a whole key must match.
     target
-        Our name, with groups of the pattern as ``\\1``.
+        Our name, with groups of the pattern as ``\1``.
     part
         The tensor is row block ``part[0]`` of ``part[1]`` equal ones.
     add

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scfm.errors import ConfigError, GeneMatchError
+from scfm.errors import CheckpointError, ConfigError, GeneMatchError
 from scfm.genes import GeneVocabulary
 from scfm.models._card import ModelCard
+from scfm.models._reading import read_json
 from scfm.models._run import Budget, run, to_numpy
 from scfm.tokenizers import Tokenizer, Tokens
 from scfm.transformer import CellTransformer, CellTransformerConfig, PackedBatch, choose
@@ -43,25 +44,51 @@ class GeneVectors:
 
 
 class GeneSums:
-    """Running sums of contextual gene vectors, over the cells in which a gene is a token."""
+    """Running sums of contextual gene vectors, over the cells in which a gene is a token.
+
+    Parameters
+    ----------
+    n_ids
+        Size of the vocabulary.
+    width
+        Length of a token's state.
+    """
 
     def __init__(self, n_ids: int, width: int) -> None:
-        self.sums = np.zeros((n_ids, width))
-        self.counts = np.zeros(n_ids, dtype=np.int64)
+        self.shape = (n_ids, width)
+        self.sums: dict[int, NDArray[np.float64]] = {}
+        self.counts: dict[int, NDArray[np.int64]] = {}
 
-    def add(self, ids: NDArray[np.int32], hidden: Tensor) -> None:
-        """Add the states (T, d) of tokens (T,)."""
-        rows, back = np.unique(ids, return_inverse=True)
+    def add(self, tokens: Tokens, hidden: Tensor, groups: NDArray[np.integer[Any]] | None = None) -> None:
+        """Add the states (T, d) of tokens; ``groups`` (n,) is each cell's group, -1 for none."""
+        n_ids = self.shape[0]
+        codes = np.zeros(len(tokens), dtype=np.int64) if groups is None else np.asarray(groups, dtype=np.int64)
+        of_token = np.repeat(codes, tokens.lengths)
+        pairs, back = np.unique(of_token * n_ids + tokens.ids, return_inverse=True)
         index = torch.as_tensor(back).to(hidden.device)
-        sums = torch.zeros(len(rows), hidden.shape[-1], device=hidden.device).index_add(0, index, hidden.float())
-        self.sums[rows] += to_numpy(sums)
-        self.counts[rows] += np.bincount(back, minlength=len(rows))
+        sums = torch.zeros(len(pairs), hidden.shape[-1], device=hidden.device).index_add(0, index, hidden.float())
+        counts = np.bincount(back, minlength=len(pairs))
+        values = to_numpy(sums)
+        for group in np.unique(codes[codes >= 0]).tolist():
+            here = pairs // n_ids == group
+            ids = pairs[here] % n_ids
+            self.sums.setdefault(group, np.zeros(self.shape))[ids] += values[here]
+            self.counts.setdefault(group, np.zeros(n_ids, dtype=np.int64))[ids] += counts[here]
 
-    def finish(self) -> GeneVectors:
-        """Means of the genes that occurred."""
-        ids = np.flatnonzero(self.counts)
-        vectors = self.sums[ids] / self.counts[ids, None]
-        return GeneVectors(ids, vectors.astype(np.float32), self.counts[ids])
+    def merge(self, other: GeneSums) -> None:
+        """Add what was collected elsewhere."""
+        for group, sums in other.sums.items():
+            self.sums.setdefault(group, np.zeros(self.shape))[:] += sums
+            self.counts.setdefault(group, np.zeros(self.shape[0], dtype=np.int64))[:] += other.counts[group]
+
+    def finish(self, group: int = 0) -> GeneVectors:
+        """Means of the genes that occurred in a group."""
+        if group not in self.sums:
+            return GeneVectors(np.zeros(0, np.int64), np.zeros((0, self.shape[1]), np.float32), np.zeros(0, np.int64))
+        counts = self.counts[group]
+        ids = np.flatnonzero(counts)
+        vectors = self.sums[group][ids] / counts[ids, None]
+        return GeneVectors(ids, vectors.astype(np.float32), counts[ids])
 
 
 @dataclass(eq=False)
@@ -221,8 +248,9 @@ class FoundationModel:
         pooling: str | None = None,
         hidden_layer: int | None = None,
         genes: GeneSums | None = None,
+        groups: NDArray[np.integer[Any]] | None = None,
     ) -> NDArray[np.float32]:
-        """As `embed_cells`, with a budget that is shared between blocks."""
+        """As `embed_cells`, with a budget that is shared between blocks, and the group of each cell for ``genes``."""
         model = self.transformer
         spec = model.readout(pooling)
 
@@ -241,7 +269,7 @@ class FoundationModel:
                 out = np.full((len(tokens), vectors.shape[-1]), np.nan, dtype=np.float32)
             out[rows[cells]] = to_numpy(vectors)
             if genes is not None and hidden is not None:
-                genes.add(part.ids, hidden)
+                genes.add(part, hidden, None if groups is None else groups[rows[cells]])
         if out is None:
             return np.full((len(tokens), self.embedding_width(pooling, hidden_layer)), np.nan, dtype=np.float32)
         return out
@@ -289,7 +317,7 @@ class FoundationModel:
             raise ConfigError("contextual gene vectors are averages over cells: pass tokens, or kind='input'")
         sums = GeneSums(len(self.vocabulary), self.state_width(hidden_layer))
         for _cells, part, hidden in self._run(tokens, lambda b: self.transformer.state(b, hidden_layer)):
-            sums.add(part.ids, hidden)
+            sums.add(part, hidden)
         return sums.finish()
 
     def _run(self, tokens: Tokens, function: Any) -> Iterator[Any]:
@@ -307,9 +335,13 @@ class FoundationModel:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> FoundationModel:
         """Read what `save_pretrained` wrote."""
-        from scfm.models._own import read_own
-
-        return read_own(Path(folder))
+        folder = Path(folder)
+        about = read_json(folder / MODEL_FILE)
+        transformer, report = CellTransformer.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        wrong = {what: sorted(names) for what, names in report.items() if names and what.endswith("_keys")}
+        if wrong:
+            raise CheckpointError(f"{folder / 'model.safetensors'} does not fit its config.json: {wrong}")
+        return cls(transformer, Tokenizer.load(folder), ModelCard.from_dict(about["card"]), about["labels"])
 
 
 @dataclass(frozen=True)

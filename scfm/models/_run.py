@@ -58,7 +58,7 @@ def to_batch(tokens: Tokens, device: torch.device | str = "cpu") -> PackedBatch:
         tokens.offsets,
         per_cell={k: v for k, v in tokens.per_cell.items() if k == "domain"},
         keys=tokens.channels.get("keys"),
-        bag=None if bag is None else (bag.ids, bag.values, bag.offsets),
+        bag=None if bag is None or bag.values is None else (bag.ids, bag.values, bag.offsets),
         measured=tokens.measured,
         device=device,
     )

@@ -1,0 +1,85 @@
+"""What makes a family: its cards, how its files are recognised, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scfm.models._card import ModelCard
+from scfm.models._keys import Key, translate
+from scfm.models._model import FoundationModel
+from scfm.tokenizers import Tokenizer
+from scfm.transformer import CellTransformer, CellTransformerConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published system, as data.
+
+    Parameters
+    ----------
+    name
+        Of the family.
+    cards
+        Published checkpoints.
+    recognise
+        Whether a folder or file is in the family's official layout.
+    read
+        Reads it: ``read(path, checkpoint)`` with the name of the weight set within a file, or None.
+    companions
+        What a user must put where, when something is missing.
+    """
+
+    name: str
+    cards: tuple[ModelCard, ...]
+    recognise: Callable[[Path], bool]
+    read: Callable[[Path, str | None], FoundationModel]
+    companions: str = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Everything that a family file finds out about a checkpoint.
+
+    Parameters
+    ----------
+    config
+        Of the transformer.
+    state
+        The checkpoint's tensors under their own names.
+    keys, ignored
+        The family's key table.
+    tokenizer, card, labels
+        See `FoundationModel`.
+    source
+        What to call the checkpoint in errors.
+    """
+
+    config: CellTransformerConfig
+    state: Mapping[str, Tensor]
+    keys: Sequence[Key]
+    ignored: Mapping[str, str]
+    tokenizer: Tokenizer
+    card: ModelCard
+    source: str
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def assemble(reading: Reading) -> FoundationModel:
+    """Build the model of a checkpoint, strictly.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is unknown, missing, double, or of the wrong shape.
+    """
+    with torch.device("meta"):
+        model = CellTransformer(reading.config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    state, dropped = translate(reading.state, shapes, reading.keys, reading.ignored, reading.source)
+    model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=True, assign=True)
+    return FoundationModel(model, reading.tokenizer, reading.card, dict(reading.labels), dropped)

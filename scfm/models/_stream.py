@@ -1,0 +1,114 @@
+"""From blocks of counts to vectors of cells and genes, in memory that does not grow with the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scfm.counts import CountBlock
+from scfm.genes import GeneMatch
+from scfm.models._model import FoundationModel, GeneSums
+from scfm.models._run import Budget
+from scfm.tokenizers import Tokens, in_background
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What one pass over the cells gave.
+
+    Parameters
+    ----------
+    cells
+        (n, d) float32; NaN rows for cells without a gene token.
+    per_cell
+        (n,) arrays by name: ``n_tokens`` and what the tokenizer counted.
+    genes
+        Sums of contextual gene vectors; None where they were not asked for.
+    """
+
+    cells: NDArray[np.float32]
+    per_cell: Mapping[str, NDArray[Any]]
+    genes: GeneSums | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """How cells are to be embedded; the same for every block.
+
+    Parameters
+    ----------
+    match
+        Vocabulary id of each column of the counts.
+    context
+        Tokenizer options: a value, or one value per cell of the whole matrix.
+    seed
+        Key of everything random in the tokenizer.
+    pooling, hidden_layer, batch_tokens
+        See `FoundationModel.embed_cells`.
+    genes
+        Whether contextual gene vectors are collected.
+    groups
+        (n,) group of each cell of the whole matrix, for the gene vectors.
+    """
+
+    match: GeneMatch
+    context: Mapping[str, Any]
+    seed: int = 0
+    pooling: str | None = None
+    hidden_layer: int | None = None
+    batch_tokens: int | str = "auto"
+    genes: bool = False
+    groups: NDArray[np.integer[Any]] | None = None
+
+
+def tokenize(model: FoundationModel, block: CountBlock, job: Job) -> Tokens:
+    """The tokens of one block."""
+    rows = slice(block.start, block.start + block.n_cells)
+    here = {name: v[rows] if np.ndim(v) else v for name, v in job.context.items()}
+    return model.tokenizer.tokenize_block(block, job.match, context=here, seed=job.seed)
+
+
+def embed_blocks(model: FoundationModel, blocks: Iterable[CountBlock], job: Job, progress: Any = None) -> Embedding:
+    """Embed the cells of consecutive blocks; the next ones are tokenized while the model runs.
+
+    Parameters
+    ----------
+    model
+        On its device.
+    blocks
+        Of counts.
+    job
+        What is asked.
+    progress
+        A progress bar that counts cells.
+    """
+    budget = Budget(job.batch_tokens, model.device)
+    genes = GeneSums(len(model.vocabulary), model.state_width(job.hidden_layer)) if job.genes else None
+    vectors: list[NDArray[np.float32]] = []
+    counted: list[dict[str, NDArray[Any]]] = []
+    for start, made in in_background(lambda block: (block.start, tokenize(model, block, job)), blocks):
+        groups = None if job.groups is None else job.groups[start : start + len(made)]
+        vectors.append(model.embed_block(made, budget, job.pooling, job.hidden_layer, genes, groups))
+        counted.append({"n_tokens": made.lengths.astype(np.int32), **made.per_cell})
+        if progress is not None:
+            progress.update(len(made))
+    if not vectors:
+        width = model.embedding_width(job.pooling, job.hidden_layer)
+        return Embedding(np.zeros((0, width), np.float32), {"n_tokens": np.zeros(0, np.int32)}, genes)
+    per_cell = {name: np.concatenate([c[name] for c in counted]) for name in counted[0]}
+    return Embedding(np.concatenate(vectors), per_cell, genes)
+
+
+def join(parts: Iterable[Embedding]) -> Embedding:
+    """Embeddings of consecutive rows as one."""
+    parts = [*parts]
+    genes = parts[0].genes
+    for part in parts[1:]:
+        if genes is not None and part.genes is not None:
+            genes.merge(part.genes)
+    per_cell = {name: np.concatenate([p.per_cell[name] for p in parts]) for name in parts[0].per_cell}
+    return Embedding(np.concatenate([p.cells for p in parts]), per_cell, genes)

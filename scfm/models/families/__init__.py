@@ -1,0 +1,7 @@
+"""One file per published system."""
+
+from scfm.models._family import Family
+from scfm.models.families import geneformer, scgpt
+
+FAMILIES: dict[str, Family] = {f.name: f for f in (geneformer.FAMILY, scgpt.FAMILY)}
+"""Every family that can be read, by name."""
