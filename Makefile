@@ -3,14 +3,18 @@ PYTHON ?= python3.11
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?= -n auto --maxprocesses 4
+# A second interpreter for the half of scfm that does without torch, under the newest anndata.
+LIGHT_PYTHON ?= python3.12
+LIGHT_TESTS = $(wildcard tests/test_genes*.py tests/test_counts*.py tests/test_tokenizers*.py)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 SOURCES := scfm tests scripts
+LIGHT := $(VENV)-light
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench tutorials clean
+.PHONY: help demo test light lint docs bench tutorials clean
 
 help: ## say what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/' | expand -t 18
@@ -21,6 +25,9 @@ demo: $(VENV)/.demo ## install scfm and embed the cells that scanpy ships
 test: lint docs ## lint, types, tests, documentation, demo
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(BIN)/python scripts/demo.py
+
+light: $(LIGHT)/.light ## test genes, counts and tokenizers without torch, under Python 3.12
+	$(LIGHT)/bin/python -m pytest $(PYTEST_ARGS) $(LIGHT_TESTS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check $(SOURCES)
@@ -37,7 +44,7 @@ tutorials: $(VENV)/.test ## run the notebooks again, outputs in place
 	$(BIN)/jupyter execute --inplace tutorials/*.ipynb
 
 clean: ## remove what the commands above have made, $(VENV) included
-	rm -rf $(VENV) build dist docs/_build docs/api demo-output .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LIGHT) build dist docs/_build docs/api demo-output .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # torch is installed first and alone: an open requirement of another package would fetch the newest build,
 # gigabytes of CUDA libraries with it.
@@ -54,3 +61,10 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(INSTALL) -e ".[test,docs]"
 	touch $@ $(VENV)/.demo
+
+$(LIGHT)/.light: pyproject.toml
+	test -x $(LIGHT)/bin/python || $(LIGHT_PYTHON) -m venv $(LIGHT)
+	$(LIGHT)/bin/python -m pip install --quiet --disable-pip-version-check \
+		"anndata[dask]>=0.13" distributed numba numpy pandas scanpy scipy tqdm hypothesis pytest pytest-xdist
+	$(LIGHT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
