@@ -44,7 +44,7 @@ tutorials: $(VENV)/.test ## run the notebooks again, outputs in place
 	$(BIN)/jupyter execute --inplace tutorials/*.ipynb
 
 clean: ## remove what the commands above have made, $(VENV) included
-	rm -rf $(VENV) $(LIGHT) build dist docs/_build docs/api demo-output .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LIGHT) build dist docs/_build docs/_generated docs/api docs/tutorials demo-output .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # torch is installed first and alone: an open requirement of another package would fetch the newest build,
 # gigabytes of CUDA libraries with it.

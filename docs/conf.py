@@ -6,6 +6,8 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
+from scfm import models
+
 HERE = Path(__file__).resolve().parent
 
 project = "scfm"
@@ -19,7 +21,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_generated", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
 
 # Notebooks are shown as they were committed; `make tutorials` runs them.
@@ -54,4 +56,16 @@ def copy_tutorials() -> None:
         shutil.copyfile(notebook, target / notebook.name)
 
 
+def write_model_table() -> None:
+    """Write the registry as a table, for the page on models to include."""
+    lines = ["| name | what | species | parameters | context | licence |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, row in models.list().iterrows():
+        sizes = f"{row.parameters / 1e6:,.1f} M | {row.context:,}"
+        lines.append(f"| `{name}` | {row.title} | {row.species} | {sizes} | {row.licence} |")
+    target = HERE / "_generated"
+    target.mkdir(exist_ok=True)
+    target.joinpath("models.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 copy_tutorials()
+write_model_table()
