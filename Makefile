@@ -10,7 +10,7 @@ LIGHT_TESTS = $(wildcard tests/test_genes*.py tests/test_counts*.py tests/test_t
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
-SOURCES := scfm tests scripts
+SOURCES := scfm tests scripts docs
 LIGHT := $(VENV)-light
 
 .DEFAULT_GOAL := help

@@ -59,9 +59,10 @@ def copy_tutorials() -> None:
 def write_model_table() -> None:
     """Write the registry as a table, for the page on models to include."""
     lines = ["| name | what | species | parameters | context | licence |", "| --- | --- | --- | --- | --- | --- |"]
-    for name, row in models.list().iterrows():
-        sizes = f"{row.parameters / 1e6:,.1f} M | {row.context:,}"
-        lines.append(f"| `{name}` | {row.title} | {row.species} | {sizes} | {row.licence} |")
+    for name, row in models.list().astype(object).iterrows():
+        parameters = f"{row.parameters / 1e6:,.1f} M" if isinstance(row.parameters, int) else "-"
+        context = f"{row.context:,}" if isinstance(row.context, int) else "all genes"
+        lines.append(f"| `{name}` | {row.title} | {row.species} | {parameters} | {context} | {row.licence} |")
     target = HERE / "_generated"
     target.mkdir(exist_ok=True)
     target.joinpath("models.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
