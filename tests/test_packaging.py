@@ -71,6 +71,14 @@ def test_licences_are_in_wheel_and_source_distribution(wheel: set[str], sdist: s
     assert name in sdist
 
 
+def test_every_shipped_table_is_named_in_the_third_party_notices() -> None:
+    notices = (ROOT / "THIRD_PARTY.md").read_text(encoding="utf-8")
+    tables = [path for path in PACKAGE.glob("*/data/*") if path.is_dir() or path.suffix != ".md"]
+    assert tables
+    unnamed = [path.name for path in tables if f"`{path.name}`" not in notices]
+    assert not unnamed, f"say in THIRD_PARTY.md where these come from: {unnamed}"
+
+
 def test_source_distribution_holds_what_tests_and_docs_need(sdist: set[str]) -> None:
     needed = {"Makefile", "constraints.txt", "pyproject.toml", "README.md", "docs/conf.py", "scripts/demo.py"}
     golden = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "golden").rglob("*") if path.is_file()}
