@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from scfm.tokenizers._tokens import Tokens, concatenate
 if TYPE_CHECKING:
     from scfm.genes import GeneMatch
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _AHEAD = 2
 
 
@@ -161,7 +163,9 @@ class Tokenizer(ABC):
         known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
         unknown = sorted((set(plain) | set(arrays)) - known)
         if unknown:
-            raise CheckpointError(f"{name} in {folder} has unknown constants {', '.join(unknown)}; update scfm to read it")
+            raise CheckpointError(
+                f"{name} in {folder} has unknown constants {', '.join(unknown)}; update scfm to read it"
+            )
         vocabulary = GeneVocabulary.load(folder / "vocabulary.json")
         return kind(vocabulary=vocabulary, **{k: _restored(v) for k, v in plain.items()}, **arrays)  # type: ignore[return-value]
 
@@ -224,10 +228,10 @@ def _restored(value: Any) -> Any:
 register_part(ContextOption)
 
 
-def in_background(work: Callable[[Any], Tokens], items: Iterable[Any]) -> Iterator[Tokens]:
+def in_background(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Results in order; an item is worked on while the next ones are read."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scfm-tokenize") as pool:
-        waiting: list[Future[Tokens]] = []
+        waiting: list[Future[Result]] = []
         for item in items:
             waiting.append(pool.submit(work, item))
             if len(waiting) > _AHEAD:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scfm.errors import TokenizerError
 from scfm.tokenizers._base import register_part
-from scfm.tokenizers._cells import Cells, keys, recorded
+from scfm.tokenizers._cells import Cells, distinct, keys, recorded
 from scfm.tokenizers._kernels import N_COUNTERS, sort_descending, uniform
 
 _HISTOGRAM_LIMIT = 1 << 14
@@ -27,10 +27,20 @@ class ValueRule(Protocol):
         """(E,) value of each entry of ``cells``; ``genes`` (E,) are their vocabulary ids."""
 
 
-def log_normalised(cells: Cells, target_sum: float = 10_000.0) -> NDArray[np.float32]:
-    """(E,) natural log of 1 + counts per ``target_sum``, in float32 as scanpy computes it: x / (total / target)."""
+def log_normalised(cells: Cells, target_sum: float = 10_000.0, base: float | None = None) -> NDArray[np.float32]:
+    """(E,) logarithm of 1 + counts per ``target_sum`` as float32.
+
+    Counts are normalised in float32 as scanpy does it, x / (total / target). The natural logarithm is the
+    float32 nearest to the true one: unlike float32 library functions it does not depend on the machine.
+    Another base divides it in float64 and rounds back.
+    """
+    which, counts, rows = distinct(cells)
     size = cells.depth.astype(np.float32) / np.float32(target_sum)
-    return np.log1p(cells.counts.astype(np.float32) / np.repeat(size, cells.lengths))
+    normalised = counts.astype(np.float32) / size[rows]
+    logs = np.log1p(normalised.astype(np.float64)).astype(np.float32)
+    if base is not None:
+        logs = (logs / np.log(np.float64(base))).astype(np.float32)
+    return logs[which]
 
 
 @register_part
@@ -94,8 +104,7 @@ class Log2Bins:
         self, cells: Cells, genes: NDArray[np.int32], *, seed: int, draws: Mapping[str, NDArray[Any]] | None
     ) -> NDArray[np.float32]:
         """(E,) levels 0 ... cap."""
-        log2 = (log_normalised(cells, self.target_sum) / np.log(2.0)).astype(np.float32)
-        return np.floor(np.minimum(log2, np.float32(self.cap)))
+        return np.floor(np.minimum(log_normalised(cells, self.target_sum, base=2.0), np.float32(self.cap)))
 
 
 @register_part
@@ -117,15 +126,16 @@ class EqualWidthBins:
 @register_part
 @dataclass(frozen=True)
 class LogValues:
-    """No bins: log1p counts per 10,000 as they are."""
+    """No bins: the logarithm (natural, or of another ``base``) of 1 + counts per 10,000 as it is."""
 
     target_sum: float = 10_000.0
+    base: float | None = None
 
     def values(
         self, cells: Cells, genes: NDArray[np.int32], *, seed: int, draws: Mapping[str, NDArray[Any]] | None
     ) -> NDArray[np.float32]:
         """(E,) values above 0."""
-        return log_normalised(cells, self.target_sum)
+        return log_normalised(cells, self.target_sum, self.base)
 
 
 def quantile_bins(
@@ -251,7 +261,7 @@ def _distinct_by_sort(values, n, order, distinct, upto, which):  # type: ignore[
 
 @njit(nogil=True, cache=True)
 def _edges(distinct, upto, n, quantiles, edges):  # type: ignore[no-untyped-def]
-    """numpy's linear quantiles of float32 values, with float64 weights."""
+    """Numpy's linear quantiles of float32 values, with float64 weights."""
     m = 0
     for e in range(len(quantiles)):
         at = quantiles[e] * (n - 1)

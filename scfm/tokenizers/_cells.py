@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scfm.genes import GeneMatch, GeneVocabulary
 
 _NONE = np.empty(0, dtype=np.int32)
+_SMALL = 4096
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,42 @@ def _gather(indptr, indices, data, slot_of, n_averaged, n_slots):  # type: ignor
         at += n
         offsets[i + 1] = at
     return offsets, slots[:at], counts[:at], total, matched
+
+
+def distinct(cells: Cells) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]:
+    """The few different counts of each cell, so that a logarithm is taken once for each.
+
+    Returns
+    -------
+    (E,) index of each entry's count in the table, (M,) the table's counts, (M,) the cell of each.
+    """
+    return _distinct(cells.offsets, cells.counts)  # type: ignore[no-any-return]
+
+
+@njit(nogil=True, cache=True)
+def _distinct(offsets, counts):  # type: ignore[no-untyped-def]
+    n_cells = len(offsets) - 1
+    cell_of = np.full(_SMALL, -1, np.int64)
+    place_of = np.empty(_SMALL, np.int32)
+    which = np.empty(len(counts), np.int32)
+    table = np.empty(len(counts), np.float64)
+    cells = np.empty(len(counts), np.int64)
+    m = 0
+    for i in range(n_cells):
+        for j in range(offsets[i], offsets[i + 1]):
+            x = counts[j]
+            c = np.int64(x) if x < _SMALL else 0
+            if c == x and cell_of[c] == i:
+                which[j] = place_of[c]
+                continue
+            if c == x:
+                cell_of[c] = i
+                place_of[c] = m
+            which[j] = m
+            table[m] = x
+            cells[m] = i
+            m += 1
+    return which, table[:m], cells[:m]
 
 
 def keys(cells: Cells, genes: NDArray[np.int32], seed: int) -> NDArray[np.uint64]:

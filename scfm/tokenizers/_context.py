@@ -54,7 +54,9 @@ class ContextOption:
         if values.ndim == 0:
             values = np.broadcast_to(values, (n_cells,))
         if values.shape != (n_cells,):
-            raise TokenizerError(f"context {name!r} has shape {values.shape}, expected one value or one per cell ({n_cells})")
+            raise TokenizerError(
+                f"context {name!r} has shape {values.shape}, expected one value or one per cell ({n_cells})"
+            )
         if self.is_number:
             return self._numbers(name, values)
         text = values.astype(str)

@@ -27,7 +27,9 @@ def statistics(cells: Cells, n_detected: NDArray[Any], n_dropped: NDArray[Any]) 
     }
 
 
-def special_ids(vocabulary: GeneVocabulary, roles: Mapping[str, float]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def special_ids(
+    vocabulary: GeneVocabulary, roles: Mapping[str, float]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Ids and values of special tokens given by role.
 
     Raises

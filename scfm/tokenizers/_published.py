@@ -3,71 +3,28 @@
 from __future__ import annotations
 
 import lzma
+from functools import cache
 from importlib.resources import files
 
-import numpy as np
-
 from scfm.errors import TokenizerError
-from scfm.genes import GeneVocabulary, PublishedRule
 from scfm.tokenizers._rank import RankValueTokenizer
+from scfm.tokenizers.families import by_id, geneformer
 
-GENEFORMER_ROLES = {"<pad>": "pad", "<mask>": "mask", "<cls>": "cls", "<eos>": "eos"}
-
-_RANK_VALUE = {
-    "geneformer-v1": {"stem": "geneformer_v1", "max_length": 2048},
-    "geneformer-v2": {"stem": "geneformer_v2", "max_length": 4096},
-}
+_RANK_VALUE = {"geneformer-v1": ("geneformer_v1", 2048), "geneformer-v2": ("geneformer_v2", 4096)}
 
 
+@cache
 def rank_value(name: str) -> RankValueTokenizer:
     """The published rank-value tokenizer of a name (see `RankValueTokenizer.published`)."""
     if name not in _RANK_VALUE:
         raise TokenizerError(f"no published tokenizer {name!r} ships with scfm; there are {', '.join(_RANK_VALUE)}")
-    row = _RANK_VALUE[name]
-    table = _table(f"{row['stem']}_vocab.tsv.xz")
-    aliases = _table(f"{row['stem']}_aliases.tsv.xz")
-    names = [token for token, _, _ in sorted(table, key=lambda r: int(r[1]))]
-    medians = {token: float(median) for token, _, median in table if median}
-    return geneformer(names, medians, dict(aliases), int(row["max_length"]))
-
-
-def geneformer(
-    names: list[str], medians: dict[str, float], aliases: dict[str, str], max_length: int
-) -> RankValueTokenizer:
-    """The tokenizer of a Geneformer vocabulary.
-
-    Parameters
-    ----------
-    names
-        Token of each id.
-    medians
-        Non-zero median of each gene.
-    aliases
-        Upper-case names and the vocabulary gene they stand for.
-    max_length
-        Longest list of tokens, ``<cls>`` and ``<eos>`` included where the vocabulary has them.
-
-    Raises
-    ------
-    TokenizerError
-        If a gene has no median.
-    """
-    specials = {GENEFORMER_ROLES[n]: i for i, n in enumerate(names) if n in GENEFORMER_ROLES}
-    missing = [n for n in names if n not in GENEFORMER_ROLES and n not in medians]
-    if missing:
-        raise TokenizerError(f"{len(missing)} genes of the vocabulary have no median, e.g. {', '.join(missing[:3])}")
-    vocabulary = GeneVocabulary(
-        names=tuple(names),
-        namespace="ensembl",
-        specials=specials,
-        rule=PublishedRule(upper=True, aliases=aliases, duplicates="sum"),
-    )
-    return RankValueTokenizer(
-        vocabulary=vocabulary,
-        scale=np.array([medians.get(n, 1.0) for n in names]),
+    stem, max_length = _RANK_VALUE[name]
+    table = _table(f"{stem}_vocab.tsv.xz")
+    return geneformer(
+        names=by_id({token: int(i) for token, i, _ in table}),
+        medians={token: float(median) for token, _, median in table if median},
+        aliases=dict(_table(f"{stem}_aliases.tsv.xz")),
         max_length=max_length,
-        first=("cls",) if "cls" in specials else (),
-        last=("eos",) if "eos" in specials else (),
     )
 
 

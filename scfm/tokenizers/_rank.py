@@ -97,7 +97,9 @@ class RankValueTokenizer(Tokenizer):
             raise TokenizerError(f"the vocabulary has no special token {', '.join(map(repr, roles))}")
         if self.max_length <= self._n_fixed:
             raise TokenizerError(f"max_length {self.max_length} leaves no place after {self._n_fixed} fixed tokens")
-        if (self.scale_by is None) != (len(scale) == 1) or (self.scale_by is not None and self.scale_by not in self.context):
+        if (self.scale_by is None) != (len(scale) == 1) or (
+            self.scale_by is not None and self.scale_by not in self.context
+        ):
             raise TokenizerError(f"{len(scale)} rows of scale need scale_by to name a context option that selects one")
 
     @property
@@ -111,7 +113,9 @@ class RankValueTokenizer(Tokenizer):
 
     def __repr__(self) -> str:
         needs = f", context {'/'.join(self.context)}" if self.context else ""
-        return f"RankValueTokenizer({int(self.vocabulary.is_gene.sum()):,} genes, up to {self.max_length:,} tokens{needs})"
+        return (
+            f"RankValueTokenizer({int(self.vocabulary.is_gene.sum()):,} genes, up to {self.max_length:,} tokens{needs})"
+        )
 
     @classmethod
     def published(cls, name: Literal["geneformer-v1", "geneformer-v2"]) -> RankValueTokenizer:
@@ -145,9 +149,7 @@ class RankValueTokenizer(Tokenizer):
         back = np.array([specials[role] for role in self.last], dtype=np.int32)
         return self._run(block, match, facts, front, back, self.max_length - self._n_fixed, scores=False)
 
-    def ranking(
-        self, block: CountBlock, match: GeneMatch, *, context: Mapping[str, Any] | None = None
-    ) -> Tokens:
+    def ranking(self, block: CountBlock, match: GeneMatch, *, context: Mapping[str, Any] | None = None) -> Tokens:
         """Every gene of each cell in order, uncut and without special tokens, with float64 ``channels["score"]``."""
         facts = resolve_context(self.context, context or {}, block.n_cells)
         front = np.empty((block.n_cells, 0), dtype=np.int32)
