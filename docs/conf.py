@@ -5,8 +5,21 @@ from __future__ import annotations
 import shutil
 from importlib import metadata
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from scfm import models
+import numpy.typing
+
+T = TypeVar("T")
+
+
+class NDArray(Generic[T]):
+    """Stands in for numpy's alias, which would be spelt out as ``ndarray[tuple[Any, ...], dtype[...]]`` everywhere."""
+
+
+NDArray.__module__ = "builtins"
+numpy.typing.NDArray = NDArray  # before scfm is imported
+
+from scfm import models  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 
@@ -58,11 +71,11 @@ def copy_tutorials() -> None:
 
 def write_model_table() -> None:
     """Write the registry as a table, for the page on models to include."""
-    lines = ["| name | what | species | parameters | context | licence |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| name | species | parameters | context | licence |", "| --- | --- | --- | --- | --- |"]
     for name, row in models.list().astype(object).iterrows():
         parameters = f"{row.parameters / 1e6:,.1f} M" if isinstance(row.parameters, int) else "-"
         context = f"{row.context:,}" if isinstance(row.context, int) else "all genes"
-        lines.append(f"| `{name}` | {row.title} | {row.species} | {parameters} | {context} | {row.licence} |")
+        lines.append(f"| `{name}` | {row.species} | {parameters} | {context} | {row.licence} |")
     target = HERE / "_generated"
     target.mkdir(exist_ok=True)
     target.joinpath("models.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
