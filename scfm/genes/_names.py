@@ -1,0 +1,187 @@
+"""Which gene does a name stand for?
+
+Every name of a species' genes (ids, symbols of today and of the past, aliases) with the rows of the gene table it means.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from enum import IntEnum
+from functools import cache
+
+from scfm.genes._table import gene_columns
+
+ENSEMBL_ID = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:_PAR_Y)?")
+REPEATED = re.compile(r"(.+)-\d{1,2}")
+MISSING = frozenset({"", "nan", "NaN", "None", "none", "NA", "N/A", "<NA>"})
+
+
+class How(IntEnum):
+    """How a name was recognised, from the best evidence to the weakest."""
+
+    EXACT = 0
+    VERSION = 1
+    UPPER = 2
+    CURRENT = 3
+    PREVIOUS = 4
+    ALIAS = 5
+    OLDER = 6
+    REPLACED = 7
+    PUBLISHED = 8
+    SPELLING = 9
+    ORTHOLOGUE = 10
+
+    @property
+    def label(self) -> str:
+        """Words for people and for `MatchReport.how`."""
+        return LABELS[self]
+
+
+LABELS = {
+    How.EXACT: "exact",
+    How.VERSION: "version",
+    How.UPPER: "upper case",
+    How.CURRENT: "current symbol",
+    How.PREVIOUS: "previous symbol",
+    How.ALIAS: "alias",
+    How.OLDER: "older Ensembl name",
+    How.REPLACED: "other id of the gene",
+    How.PUBLISHED: "the model's own table",
+    How.SPELLING: "spelling",
+    How.ORTHOLOGUE: "orthologue",
+}
+
+
+def strip_version(name: str) -> str | None:
+    """The bare Ensembl gene id in ``ENSG00000002586.20_PAR_Y``; None where the name is no Ensembl gene id."""
+    if not name.startswith("ENS"):
+        return None
+    found = ENSEMBL_ID.fullmatch(name)
+    return found[1] if found else None
+
+
+def respellings(name: str) -> Iterator[str]:
+    """What a name was before a program made it unique (``MATR3-1``) or a legal R name (``HLA.A``, ``X1110004E09Rik``)."""
+    repeated = REPEATED.fullmatch(name)
+    if repeated:
+        yield repeated[1]
+    plain = name[1:] if name[:1] == "X" and name[1:2].isdigit() else name
+    if plain != name:
+        yield plain
+    if "." in plain:
+        yield plain.replace(".", "-")
+
+
+class GeneNames:
+    """Names of all genes of one species.
+
+    Parameters
+    ----------
+    columns
+        The gene table as lists, one per column, ascending Ensembl ids.
+    upper
+        Names are compared in upper case (ids always as they are).
+
+    Notes
+    -----
+    A name means, in this order: the gene it is the current symbol of (several ids may share it: protein-coding first,
+    X before Y, then the lowest id), the one gene that had it as a symbol before, the one gene it is an alias of, the one
+    id that had it in an older Ensembl release, the retired id that had it. A kind of name counts only where no better
+    kind knows the name, so an alias that is another gene's symbol, and a name that several genes had, mean nothing.
+    """
+
+    def __init__(self, columns: dict[str, list[str]], *, upper: bool = False) -> None:
+        self.ids = columns["ensembl_id"]
+        self.symbols = columns["symbol"]
+        self._upper = upper
+        self._row_of_id = {name: row for row, name in enumerate(self.ids)}
+        self._preference = [
+            (status != "current", biotype != "protein_coding", chromosome == "Y", row)
+            for row, (status, biotype, chromosome) in enumerate(
+                zip(columns["status"], columns["biotype"], columns["chromosome"], strict=True)
+            )
+        ]
+        current = [status == "current" for status in columns["status"]]
+        kinds = (
+            (How.CURRENT, self.symbols, True),
+            (How.PREVIOUS, columns["previous_symbols"], True),
+            (How.ALIAS, columns["alias_symbols"], True),
+            (How.OLDER, columns["older_symbols"], True),
+            (How.OLDER, self.symbols, False),
+        )
+        self._meaning: dict[str, tuple[How, tuple[int, ...]]] = {}
+        self._unclear: dict[str, tuple[How, tuple[int, ...]]] = {}
+        for how, texts, of_current in kinds:
+            self._learn(how, texts, [c is of_current for c in current])
+        self.same_gene = self._same_gene(columns, current)
+
+    def find(self, name: str) -> tuple[How, tuple[int, ...]] | None:
+        """Rows of the gene that a name or (bare) Ensembl id stands for, the preferred one first; None if unknown."""
+        row = self._row_of_id.get(name)
+        if row is not None:
+            return How.EXACT, (row,)
+        return self._meaning.get(name.upper() if self._upper else name)
+
+    def formerly(self, name: str) -> tuple[int, ...]:
+        """Rows of the several genes that had a name as their symbol; empty for all other names."""
+        how, rows = self._unclear.get(name.upper() if self._upper else name, (How.CURRENT, ()))
+        return rows if how is How.PREVIOUS else ()
+
+    def knows(self, name: str) -> bool:
+        """Whether this is a name of any gene, clear or not."""
+        return self.find(name) is not None or (name.upper() if self._upper else name) in self._unclear
+
+    def is_symbol(self, name: str) -> bool:
+        """Whether a gene is called so today."""
+        found = self._meaning.get(name)
+        return found is not None and found[0] is How.CURRENT
+
+    def _learn(self, how: How, texts: list[str], wanted: list[bool]) -> None:
+        rows_of: dict[str, list[int]] = defaultdict(list)
+        for row, (text, use) in enumerate(zip(texts, wanted, strict=True)):
+            if text and use:
+                folded = text.upper() if self._upper else text
+                for name in set(folded.split("|")):
+                    rows_of[name].append(row)
+        for name, rows in rows_of.items():
+            if name in self._meaning or name in self._unclear:
+                continue
+            genes = {self.symbols[r] or r for r in rows}
+            if len(genes) == 1:
+                ordered = rows if len(rows) == 1 else sorted(rows, key=self._preference.__getitem__)
+                self._meaning[name] = how, tuple(ordered)
+            else:
+                self._unclear[name] = how, tuple(rows)
+
+    def _same_gene(self, columns: dict[str, list[str]], current: list[bool]) -> dict[int, int]:
+        """Row of the main id, for each row that is one more id of a gene.
+
+        More ids are: the copy of a pseudo-autosomal gene on Y, a second protein-coding id of one symbol on the same
+        chromosome, and a retired id whose name belongs to one gene of today on the same chromosome.
+        """
+        chromosome, biotype = columns["chromosome"], columns["biotype"]
+        main: dict[int, int] = {}
+        for how, rows in self._meaning.values():
+            if how is How.CURRENT and len(rows) == 2:
+                first, second = rows
+                both_coding = biotype[first] == biotype[second] == "protein_coding"
+                places = (chromosome[first], chromosome[second])
+                if places == ("X", "Y") or (both_coding and places[0] == places[1]):
+                    main[second] = first
+        for row, (symbol, is_current) in enumerate(zip(self.symbols, current, strict=True)):
+            if symbol and not is_current:
+                found = self._meaning.get(symbol.upper() if self._upper else symbol)
+                if found is None or found[0] not in (How.CURRENT, How.PREVIOUS):
+                    continue
+                genes = {main.get(r, r) for r in found[1]}
+                if len(genes) == 1 and chromosome[gene := genes.pop()] == chromosome[row]:
+                    main[row] = gene
+        return main
+
+
+@cache
+def names_of(species: str, *, upper: bool = False) -> GeneNames:
+    """The names of a species that has a gene table; built once."""
+    return GeneNames(gene_columns(species), upper=upper)
