@@ -43,6 +43,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 # A module's page lists what its `__all__` names; a class's page what the class itself defines.
+default_role = "py:obj"
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
