@@ -1,0 +1,156 @@
+"""A stream of raw counts from whatever holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scfm.counts._block import CountBlock
+from scfm.counts._readers import RowReader, Rows
+from scfm.counts._recovery import Recovery
+from scfm.counts._report import CountReport
+from scfm.errors import CountsError
+
+
+@dataclass(frozen=True, eq=False)
+class CountSource:
+    """Raw counts of cells, read in blocks of rows. Made by `find`.
+
+    Parameters
+    ----------
+    where
+        ``"X"``, ``"raw"`` or ``"layers['counts']"``.
+    var
+        Annotation of the columns of this matrix.
+    obs_names
+        Names of the cells.
+    report
+        What was found, and what is done with it.
+    reader
+        Reads rows as they are stored.
+    recovery
+        The way back to counts; None: what is stored are counts.
+    """
+
+    where: str
+    var: pd.DataFrame
+    obs_names: pd.Index[str]
+    report: CountReport
+    reader: RowReader
+    recovery: Recovery | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_cells, n_columns)."""
+        return self.reader.shape
+
+    @property
+    def is_backed(self) -> bool:
+        """Whether the matrix is on disk."""
+        return self.reader.on_disk
+
+    @property
+    def is_dask(self) -> bool:
+        """Whether the matrix is a dask array."""
+        return self.reader.is_dask
+
+    def __repr__(self) -> str:
+        n, columns = self.shape
+        return f"CountSource({n:,} cells x {columns:,} columns from {self.where}: {self.report.kind}, {self.reader.storage})"
+
+    def blocks(self, n_rows: int = 1024, rows: slice | None = None) -> Iterator[CountBlock]:
+        """Counts of consecutive cells.
+
+        Parameters
+        ----------
+        n_rows
+            Most cells of a block.
+        rows
+            Only these cells: a slice without a step.
+
+        Yields
+        ------
+        CountBlock
+            Data are float32 where that holds every value of the block exactly, otherwise float64. Explicit zeros are
+            left out. Arrays may be views of the matrix in memory: read them only.
+
+        Raises
+        ------
+        CountsError
+            If a cell that was not in the sample holds what the sample did not: negative or non-finite values,
+            fractions among counts, values that are no multiple of a count. The message names the cell.
+        """
+        if n_rows < 1:
+            raise CountsError(f"blocks of {n_rows} cells were asked for; at least 1 is needed")
+        start, stop, step = (rows or slice(None)).indices(self.shape[0])
+        if step != 1:
+            raise CountsError(f"rows[::{step}] was asked for; blocks are consecutive, use a slice without a step")
+        return self._stream(start, stop, n_rows)
+
+    def _stream(self, start: int, stop: int, n_rows: int) -> Iterator[CountBlock]:
+        for begin, end in self.reader.spans(start, stop, n_rows):
+            part = self.reader.rows(begin, end)
+            for a in range(0, end - begin, n_rows):
+                yield self._block(part.cut(a, min(a + n_rows, end - begin)), begin + a)
+
+    def _block(self, rows: Rows, start: int) -> CountBlock:
+        rows = _without_zeros(rows)
+        self._check(rows, start)
+        if self.recovery is None:
+            return CountBlock(rows.indptr, rows.indices, _narrowest(rows.data), self.shape[1], start)
+        recovered = self.recovery(rows, self.shape[1])
+        if not recovered.fits.all():
+            cell = self._cell(start + int(np.argmin(recovered.fits)))
+            raise CountsError(
+                f"{cell} of {self.where} holds no {self.report.kind} of counts like the cells that were looked at: no scale "
+                "makes its values whole numbers. Leave it out, or pass layer= or use_raw= for the counts"
+            )
+        rows = recovered.rows
+        totals = self.recovery.totals(recovered)
+        return CountBlock(rows.indptr, rows.indices, _narrowest(rows.data), self.shape[1], start, totals)
+
+    def _check(self, rows: Rows, start: int) -> None:
+        """Raise if the values are not what the sample promised."""
+        data = rows.data
+        if not len(data):
+            return
+        least = data.min()
+        wrong, expected = None, "raw counts are 0 or more"
+        if not (least >= 0 and np.isfinite(data.max())):
+            wrong = ~np.isfinite(data) | (data < 0)
+        elif self.report.kind in ("counts", "empty") and data.dtype.kind == "f":
+            fractions = data != np.rint(data)
+            if fractions.any():
+                wrong, expected = fractions, "the cells looked at hold whole numbers only (are some cells normalised?)"
+        if wrong is not None:
+            entry = int(np.argmax(wrong))
+            row = int(np.searchsorted(rows.indptr, entry, side="right")) - 1
+            raise CountsError(
+                f"{self._cell(start + row)} of {self.where} holds {data[entry]} in column "
+                f"{self.var.index[rows.indices[entry]]!r}; {expected}. Correct or leave out such cells"
+            )
+
+    def _cell(self, row: int) -> str:
+        return f"cell {self.obs_names[row]!r} (row {row:,})"
+
+
+def _without_zeros(rows: Rows) -> Rows:
+    """The same rows; explicit zeros are left out, in new arrays."""
+    stored = rows.data != 0
+    if stored.all():
+        return rows
+    indptr = np.concatenate([[0], np.cumsum(stored)])[rows.indptr]
+    return Rows(indptr.astype(np.int64), rows.indices[stored], rows.data[stored])
+
+
+def _narrowest(data: NDArray[Any]) -> NDArray[np.floating[Any]]:
+    """As float32 if that is exact, else as float64."""
+    if data.dtype == np.float32 and data.dtype.isnative:
+        return data
+    narrow = data.astype(np.float32)
+    return narrow if bool(np.all(narrow == data)) else data.astype(np.float64)
