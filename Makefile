@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 # A second interpreter for the half of scfm that does without torch, under the newest anndata.
 LIGHT_PYTHON ?= python3.12
-LIGHT_TESTS = $(wildcard tests/test_genes*.py tests/test_counts*.py tests/test_tokenizers*.py)
+LIGHT_TESTS = $(wildcard tests/test_genes*.py tests/test_counts*.py tests/test_tokenizers*.py tests/test_golden_tokens.py)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
