@@ -159,9 +159,10 @@ class _Csr(RowReader):
         self.on_disk = on_disk
         self._indptr: NDArray[np.int64] = np.asarray(indptr[:], dtype=np.int64)
         self._indices, self._data = indices, data
-        if len(data) < self._indptr[-1] or len(indices) < self._indptr[-1]:
+        n_entries = int(self._indptr[-1])
+        if min(data.shape[0], indices.shape[0]) < n_entries:
             raise CountsError(
-                f"the matrix says it holds {self._indptr[-1]:,} entries, but {len(data):,} values and {len(indices):,} "
+                f"the matrix says it holds {n_entries:,} entries, but {data.shape[0]:,} values and {indices.shape[0]:,} "
                 "column numbers are there; the file or object is damaged, make it again from its source"
             )
 
@@ -338,8 +339,8 @@ def reader(matrix: Any) -> RowReader:
     if getattr(matrix, "format", None) in _COMPRESSED:
         kind = _COMPRESSED[matrix.format]
         on_disk = not sparse.issparse(matrix)
-        held = matrix.group.__getitem__ if on_disk else matrix.__getattribute__
-        return kind(tuple(matrix.shape), held("indptr"), held("indices"), held("data"), on_disk)
+        parts = [matrix.group[name] if on_disk else getattr(matrix, name) for name in ("indptr", "indices", "data")]
+        return kind(tuple(matrix.shape), *parts, on_disk)
     if isinstance(matrix, np.ndarray):
         return _Dense(matrix, False)
     if package in ("h5py", "zarr"):
