@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def fingerprint(matrix: Any) -> str:
     return digest.hexdigest()
 
 
-def untidy(dense: np.ndarray, *, zeros: bool = False, repeats: bool = False, shuffle: bool = False) -> sparse.csr_matrix:
+def untidy(
+    dense: np.ndarray, *, zeros: bool = False, repeats: bool = False, shuffle: bool = False
+) -> sparse.csr_matrix:
     """The same matrix with entries that a tidy one would not have."""
     rng = np.random.default_rng(1)
     indptr, indices, data = [0], [], []
@@ -283,3 +286,13 @@ def test_blocks_of_no_rows_and_rows_with_a_step_are_refused() -> None:
 def test_no_cells_or_no_genes_is_an_error(shape: tuple[int, int]) -> None:
     with pytest.raises(CountsError, match="nothing to read counts from"):
         counts.find(ad.AnnData(np.zeros(shape)))
+
+
+def test_rows_travel_without_their_matrix_and_get_it_back_elsewhere() -> None:
+    dense = make_counts()
+    part = pickle.loads(pickle.dumps(counts.find(ad.AnnData(sparse.csr_matrix(dense))).rows(10, 20)))
+    with pytest.raises(CountsError, match="with_matrix"):
+        next(part.blocks())
+    with pytest.raises(CountsError, match="shape"):
+        part.with_matrix(dense)
+    np.testing.assert_array_equal(collected(part.with_matrix(dense[10:20])), dense[10:20])

@@ -256,8 +256,14 @@ class _Csc(RowReader):
         return self._stored_lengths if self._order is None else self._stored_lengths[self._order]
 
 
-class _Dask(RowReader):
-    """Dask arrays with dense or sparse chunks, computed on the user's scheduler a few chunks at a time."""
+class DaskReader(RowReader):
+    """Dask arrays with dense or sparse chunks, computed on the user's scheduler a few chunks at a time.
+
+    Parameters
+    ----------
+    array
+        (n_cells, n_columns).
+    """
 
     is_dask = True
     sample_runs = 3
@@ -268,22 +274,21 @@ class _Dask(RowReader):
                 "the dask array does not know its own shape (nan rows or columns); call .compute_chunk_sizes() on it"
             )
         super().__init__(tuple(array.shape), array.dtype, "dask")
-        self._array = array
+        self.array = array
 
     def rows(self, start: int, stop: int) -> Rows:
+        if start == stop:
+            return Rows(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, self.dtype))
+        return _as_rows(self.matrix(start, stop).compute())
+
+    def matrix(self, start: int, stop: int) -> Any:
+        """Some rows as a dask object that becomes one CSR matrix where it is computed."""
         import dask
 
-        blocks = self._array[start:stop].to_delayed()
-        if blocks.size == 0 or start == stop:
-            return Rows(np.zeros(stop - start + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, self.dtype))
-        parts = np.empty(blocks.size, dtype=object)
-        for i, part in enumerate(dask.compute(*blocks.ravel().tolist())):
-            parts[i] = sparse.csr_array(part)
-        grid = parts.reshape(blocks.shape)
-        return join([_as_rows(row[0] if len(row) == 1 else sparse.hstack(list(row), format="csr")) for row in grid])
+        return dask.delayed(_stacked)(self.array[start:stop].to_delayed().tolist())
 
     def spans(self, start: int, stop: int, n_rows: int) -> Iterator[tuple[int, int]]:
-        ends = np.cumsum(self._array.chunks[0])
+        ends = np.cumsum(self.array.chunks[0])
         while start < stop:
             enough = int(np.searchsorted(ends, min(start + n_rows, stop)))
             end = min(int(ends[enough]), stop)
@@ -291,8 +296,21 @@ class _Dask(RowReader):
             start = end
 
     def select(self, rows: NDArray[np.int64] | None, columns: NDArray[np.int64] | None) -> RowReader:
-        array = self._array if rows is None else self._array[rows]
-        return _Dask(array if columns is None else array[:, columns])
+        array = self.array if rows is None else self.array[rows]
+        return DaskReader(array if columns is None else array[:, columns])
+
+
+def _stacked(grid: list[list[Any]]) -> Any:
+    """Chunks of a matrix as one CSR matrix."""
+    rows = [sparse.hstack([sparse.csr_array(part) for part in row], format="csr") for row in grid]
+    return sparse.vstack(rows, format="csr")
+
+
+class Absent(RowReader):
+    """Stands for a matrix that is elsewhere, so that what is known of it can travel without it."""
+
+    def rows(self, start: int, stop: int) -> Rows:
+        raise CountsError("the matrix of these rows is elsewhere; give it with source.with_matrix(matrix)")
 
 
 def _native(entries: Any) -> NDArray[Any]:
@@ -335,7 +353,7 @@ def reader(matrix: Any) -> RowReader:
     if np.ma.isMaskedArray(matrix):
         raise CountsError("the matrix is a masked array; fill it first: adata.X = adata.X.filled(0)")
     if package == "dask":
-        return _Dask(matrix)
+        return DaskReader(matrix)
     if getattr(matrix, "format", None) in _COMPRESSED:
         kind = _COMPRESSED[matrix.format]
         on_disk = not sparse.issparse(matrix)

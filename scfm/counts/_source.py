@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfm.counts._block import CountBlock
-from scfm.counts._readers import RowReader, Rows
+from scfm.counts._readers import DaskReader, RowReader, Rows
 from scfm.counts._recovery import Recovery
 from scfm.counts._report import CountReport
 from scfm.errors import CountsError
@@ -63,6 +63,34 @@ class CountSource:
         n, columns = self.shape
         return f"CountSource({n:,} cells x {columns:,} columns from {self.where}: {self.report.kind}, {self.reader.storage})"
 
+    def rows(self, start: int, stop: int) -> CountSource:
+        """What is known of some rows, without their matrix: light enough to be sent to another process.
+
+        Parameters
+        ----------
+        start, stop
+            First row, and the row after the last.
+        """
+        absent = Absent((stop - start, self.shape[1]), self.reader.dtype, "elsewhere")
+        return replace(self, obs_names=self.obs_names[start:stop], reader=absent)
+
+    def with_matrix(self, matrix: Any) -> CountSource:
+        """The same cells read from another matrix that holds the same values.
+
+        Parameters
+        ----------
+        matrix
+            (n_cells, n_columns), of any kind.
+
+        Raises
+        ------
+        CountsError
+            If the matrix has another shape, or cannot be read.
+        """
+        if tuple(matrix.shape) != tuple(self.shape):
+            raise CountsError(f"the matrix has the shape {tuple(matrix.shape)}, expected {tuple(self.shape)}")
+        return replace(self, reader=reader_of(matrix))
+
     def blocks(self, n_rows: int = 1024, rows: slice | None = None) -> Iterator[CountBlock]:
         """Counts of consecutive cells.
 
@@ -91,6 +119,25 @@ class CountSource:
         if step != 1:
             raise CountsError(f"rows[::{step}] was asked for; blocks are consecutive, use a slice without a step")
         return self._stream(start, stop, n_rows)
+
+    def delayed(self, n_rows: int) -> list[tuple[slice, Any]]:
+        """Portions of a dask array as sources of their own, each a dask object that a worker computes.
+
+        Parameters
+        ----------
+        n_rows
+            Least rows of a portion; borders are those of the chunks.
+        """
+        if not isinstance(self.reader, DaskReader):
+            raise CountsError(f"only a dask array can be handed out to workers; this matrix is {self.reader.storage}")
+        import dask
+
+        parts = []
+        for start, stop in self.reader.spans(0, self.shape[0], n_rows):
+            shell = replace(self, reader=None, obs_names=self.obs_names[start:stop])  # type: ignore[arg-type]
+            part = dask.delayed(_over)(shell, self.reader.matrix(start, stop))
+            parts.append((slice(start, stop), part))
+        return parts
 
     def _stream(self, start: int, stop: int, n_rows: int) -> Iterator[CountBlock]:
         for begin, end in self.reader.spans(start, stop, n_rows):
@@ -154,3 +201,8 @@ def _narrowest(data: NDArray[Any]) -> NDArray[np.floating[Any]]:
         return data
     narrow = data.astype(np.float32)
     return narrow if bool(np.all(narrow == data)) else data.astype(np.float64)
+
+
+def _over(shell: CountSource, matrix: Any) -> CountSource:
+    """A source with the matrix that it lacked."""
+    return replace(shell, reader=reader_of(matrix))
