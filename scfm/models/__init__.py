@@ -1,7 +1,8 @@
 """Which model is this? The registry, the cards, and strict and safe reading of checkpoints."""
 
 from scfm.models._card import ModelCard
-from scfm.models._model import FoundationModel, GeneSums, GeneVectors, Head
+from scfm.models._gene_vectors import GeneSums, GeneVectors
+from scfm.models._model import FoundationModel, Head
 from scfm.models._registry import cards, home, list, load
 
 __all__ = ["FoundationModel", "GeneSums", "GeneVectors", "Head", "ModelCard", "cards", "home", "list", "load"]

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from scfm.models._card import ModelCard
-from scfm.models._keys import Key, translate
+from scfm.models._keys import Key, fill
 from scfm.models._model import FoundationModel
 from scfm.tokenizers import Tokenizer
-from scfm.transformer import CellTransformer, CellTransformerConfig
+from scfm.transformer import CellTransformerConfig
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,5 @@ def assemble(reading: Reading) -> FoundationModel:
     CheckpointError
         If a tensor is unknown, missing, double, or of the wrong shape.
     """
-    with torch.device("meta"):
-        model = CellTransformer(reading.config)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    state, dropped = translate(reading.state, shapes, reading.keys, reading.ignored, reading.source)
-    model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=True, assign=True)
+    model, dropped = fill(reading.config, reading.state, reading.keys, reading.ignored, reading.source)
     return FoundationModel(model, reading.tokenizer, reading.card, dict(reading.labels), dropped)

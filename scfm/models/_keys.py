@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scfm.errors import CheckpointError
+from scfm.transformer import CellTransformer, CellTransformerConfig
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,22 @@ class Key:
     target: str
     part: tuple[int, int] | None = None
     add: Callable[[Tensor], Tensor] | None = None
+
+
+def fill(
+    config: CellTransformerConfig,
+    state: Mapping[str, Tensor],
+    keys: Sequence[Key],
+    ignored: Mapping[str, str],
+    source: str,
+) -> tuple[CellTransformer, dict[str, str]]:
+    """A transformer with every parameter from a checkpoint, and what was ignored; arguments as for `translate`."""
+    with torch.device("meta"):
+        model = CellTransformer(config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    ours, dropped = translate(state, shapes, keys, ignored, source)
+    model.load_state_dict({k: v.clone() for k, v in ours.items()}, strict=True, assign=True)
+    return model, dropped
 
 
 def translate(

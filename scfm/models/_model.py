@@ -4,91 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor
 
-from scfm.errors import CheckpointError, ConfigError, GeneMatchError
+from scfm.errors import ConfigError, GeneMatchError
 from scfm.genes import GeneVocabulary
 from scfm.models._card import ModelCard
-from scfm.models._reading import read_json
+from scfm.models._device import resolve_device, resolve_dtype
+from scfm.models._gene_vectors import GeneSums, GeneVectors
+from scfm.models._generation import ask, same_for_all
+from scfm.models._keys import Key, fill
+from scfm.models._reading import as_state, read_json, read_tensors
 from scfm.models._run import Budget, run, to_numpy
 from scfm.tokenizers import Tokenizer, Tokens
 from scfm.transformer import CellTransformer, CellTransformerConfig, PackedBatch, choose
 
 MODEL_FILE = "scfm_model.json"
-
-
-@dataclass(frozen=True)
-class GeneVectors:
-    """Vectors of genes.
-
-    Parameters
-    ----------
-    ids
-        (g,) vocabulary ids, ascending.
-    vectors
-        (g, d) float32.
-    n_cells
-        (g,) cells behind each vector; 0 for input vectors.
-    """
-
-    ids: NDArray[np.int64]
-    vectors: NDArray[np.float32]
-    n_cells: NDArray[np.int64]
-
-
-class GeneSums:
-    """Running sums of contextual gene vectors, over the cells in which a gene is a token.
-
-    Parameters
-    ----------
-    n_ids
-        Size of the vocabulary.
-    width
-        Length of a token's state.
-    """
-
-    def __init__(self, n_ids: int, width: int) -> None:
-        self.shape = (n_ids, width)
-        self.sums: dict[int, NDArray[np.float64]] = {}
-        self.counts: dict[int, NDArray[np.int64]] = {}
-
-    def add(self, tokens: Tokens, hidden: Tensor, groups: NDArray[np.integer[Any]] | None = None) -> None:
-        """Add the states (T, d) of tokens; ``groups`` (n,) is each cell's group, -1 for none."""
-        n_ids = self.shape[0]
-        codes = np.zeros(len(tokens), dtype=np.int64) if groups is None else np.asarray(groups, dtype=np.int64)
-        of_token = np.repeat(codes, tokens.lengths)
-        pairs, back = np.unique(of_token * n_ids + tokens.ids, return_inverse=True)
-        index = torch.as_tensor(back).to(hidden.device)
-        sums = torch.zeros(len(pairs), hidden.shape[-1], device=hidden.device).index_add(0, index, hidden.float())
-        counts = np.bincount(back, minlength=len(pairs))
-        values = to_numpy(sums)
-        for group in np.unique(codes[codes >= 0]).tolist():
-            here = pairs // n_ids == group
-            ids = pairs[here] % n_ids
-            self.sums.setdefault(group, np.zeros(self.shape))[ids] += values[here]
-            self.counts.setdefault(group, np.zeros(n_ids, dtype=np.int64))[ids] += counts[here]
-
-    def merge(self, other: GeneSums) -> None:
-        """Add what was collected elsewhere."""
-        for group, sums in other.sums.items():
-            self.sums.setdefault(group, np.zeros(self.shape))[:] += sums
-            self.counts.setdefault(group, np.zeros(self.shape[0], dtype=np.int64))[:] += other.counts[group]
-
-    def finish(self, group: int = 0) -> GeneVectors:
-        """Means of the genes that occurred in a group."""
-        if group not in self.sums:
-            return GeneVectors(np.zeros(0, np.int64), np.zeros((0, self.shape[1]), np.float32), np.zeros(0, np.int64))
-        counts = self.counts[group]
-        ids = np.flatnonzero(counts)
-        vectors = self.sums[group][ids] / counts[ids, None]
-        return GeneVectors(ids, vectors.astype(np.float32), counts[ids])
+WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(eq=False)
@@ -264,7 +203,7 @@ class FoundationModel:
         has_genes = np.asarray(tokens.per_cell["n_detected"]) > 0 if "n_detected" in tokens.per_cell else None
         kept = tokens if has_genes is None or has_genes.all() else tokens[has_genes]
         rows = np.arange(len(tokens)) if has_genes is None else np.flatnonzero(has_genes)
-        for cells, part, (vectors, hidden) in run(kept, compute, budget, self.device):
+        for cells, part, (vectors, hidden) in self._run(kept, compute, budget):
             if out is None:
                 out = np.full((len(tokens), vectors.shape[-1]), np.nan, dtype=np.float32)
             out[rows[cells]] = to_numpy(vectors)
@@ -320,14 +259,92 @@ class FoundationModel:
             sums.add(part, hidden)
         return sums.finish()
 
-    def _run(self, tokens: Tokens, function: Any) -> Iterator[Any]:
-        return run(tokens, function, Budget("auto", self.device), self.device)
+    def ask(self, tokens: Tokens, genes: Sequence[str] | Tokens) -> Tokens:
+        """Tokens that ask for the values of genes, for models that were trained to answer.
+
+        A question sees the tokens of its cell and itself, and nobody sees it: answers do not depend on what else is
+        asked.
+
+        Parameters
+        ----------
+        tokens
+            What is known of each cell.
+        genes
+            Names or symbols, asked of every cell; or Tokens with the genes asked of each cell.
+
+        Raises
+        ------
+        ConfigError
+            If the model was not trained with questions.
+        GeneMatchError
+            If a gene is not in the vocabulary.
+        """
+        if self.config.query_only is None:
+            raise ConfigError(
+                f"{self.card.name} was not trained to predict genes that are not given; it cannot be asked"
+            )
+        if not isinstance(genes, Tokens):
+            genes = same_for_all(np.array(gene_ids(self.vocabulary, genes)), len(tokens))
+        return ask(tokens, genes, self.config.query_only_spec.channels)
+
+    def generate(
+        self,
+        tokens: Tokens,
+        genes: Sequence[str],
+        *,
+        cells: NDArray[np.float32] | None = None,
+        head: str = "expression",
+    ) -> NDArray[np.float32]:
+        """Predict the values of genes from the other genes of a cell.
+
+        Parameters
+        ----------
+        tokens
+            What is known of n cells.
+        genes
+            Names or symbols of g genes; a gene that is among a cell's tokens is predicted all the same.
+        cells
+            (n, width) vectors that take the place of each cell's first token in the input: a prompt.
+        head
+            Which output answers.
+
+        Returns
+        -------
+        (n, g) float32, in the unit of the tokens' values; NaN rows for cells without a gene token.
+        """
+        asked = self.ask(tokens, genes)
+        if cells is not None:
+            asked = replace(asked, per_cell={**asked.per_cell, "prompt": np.asarray(cells, dtype=np.float32)})
+        answers = self.heads[head](asked)[~asked.channels["keys"], 0].reshape(len(tokens), len(genes))
+        if "n_detected" in tokens.per_cell:
+            answers[np.asarray(tokens.per_cell["n_detected"]) == 0] = np.nan
+        return answers
+
+    def _run(self, tokens: Tokens, function: Any, budget: Budget | None = None) -> Iterator[Any]:
+        """`run` with what this model reads, after a look whether the tokens are of its making."""
+        rows = len(self.vocabulary)
+        if tokens.n_tokens and not 0 <= int(tokens.ids.min()) <= int(tokens.ids.max()) < rows:
+            raise ConfigError(
+                f"the tokens hold ids from {tokens.ids.min()} to {tokens.ids.max()}, but {self.card.name} knows 0 to "
+                f"{rows - 1}: they are of another model; make them with model.tokenize(adata)"
+            )
+        for spec in self.config.term_specs.values():
+            longest = int(tokens.lengths.max(initial=0))
+            if spec.channel == "positions" and tokens.positions is None and longest > spec.rows:
+                raise ConfigError(
+                    f"a cell has {longest:,} tokens, but {self.card.name} has positions for {spec.rows:,}; "
+                    "cut the cells, as model.tokenize(adata) does"
+                )
+        budget = Budget("auto", self.device) if budget is None else budget
+        return run(tokens, function, budget, self.device, self.config.cell_channels | {"cells"})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write our own layout: config.json, model.safetensors, tokenizer and vocabulary files, card."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.transformer.save_pretrained(folder)
+        self.config.save_pretrained(folder)
+        state = {name: tensor.contiguous() for name, tensor in self.transformer.state_dict().items()}
+        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         self.tokenizer.save(folder)
         about = {"card": self.card.to_dict(), "labels": {k: list(v) for k, v in self.labels.items()}}
         (folder / MODEL_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
@@ -337,10 +354,9 @@ class FoundationModel:
         """Read what `save_pretrained` wrote."""
         folder = Path(folder)
         about = read_json(folder / MODEL_FILE)
-        transformer, report = CellTransformer.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        wrong = {what: sorted(names) for what, names in report.items() if names and what.endswith("_keys")}
-        if wrong:
-            raise CheckpointError(f"{folder / 'model.safetensors'} does not fit its config.json: {wrong}")
+        config = CellTransformerConfig.from_dict(read_json(folder / "config.json", "the configuration"))
+        weights = folder / WEIGHTS_FILE
+        transformer = fill(config, as_state(read_tensors(weights), weights), [Key("(.+)", r"\1")], {}, str(weights))[0]
         return cls(transformer, Tokenizer.load(folder), ModelCard.from_dict(about["card"]), about["labels"])
 
 
@@ -353,8 +369,9 @@ class Head:
 
     @property
     def labels(self) -> Sequence[str] | None:
-        """Names of its outputs, where the checkpoint tells them."""
-        return self.model.labels.get(self.name)
+        """Names of its outputs, where they are known."""
+        forms = [name for name, _bias in self.model.config.head_specs[self.name].outputs]
+        return self.model.labels.get(self.name) or forms or None
 
     def __call__(self, tokens: Tokens, cells: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The output for every token (T, k) or every cell (n, k).
@@ -366,18 +383,19 @@ class Head:
         cells
             (n, d) cell vectors, for a head on pairs of cell and gene; None: from its own read-out.
         """
-        model, spec = self.model.transformer, self.model.config.head_specs[self.name]
-        per_cell = spec.feed == "cells"
-        out: NDArray[np.float32] | None = None
+        per_cell = self.model.config.head_specs[self.name].feed == "cells"
+        if cells is not None:
+            tokens = replace(tokens, per_cell={**tokens.per_cell, "cells": np.asarray(cells, dtype=np.float32)})
 
-        for rows, _part, batch in run(tokens, lambda b: b, Budget("auto", self.model.device), self.model.device):
-            given = None if cells is None else torch.as_tensor(cells[rows]).to(self.model.device)
-            with torch.inference_mode():
-                result = to_numpy(model.head(self.name, batch, given))
+        def compute(batch: PackedBatch) -> Tensor:
+            return self.model.transformer.head(self.name, batch, batch.per_cell.get("cells"))
+
+        out: NDArray[np.float32] | None = None
+        for rows, _part, result in self.model._run(tokens, compute):
             if out is None:
                 n = len(tokens) if per_cell else tokens.n_tokens
                 out = np.full((n, result.shape[-1]), np.nan, dtype=np.float32)
-            out[rows if per_cell else _token_index(tokens, rows)] = result
+            out[rows if per_cell else _token_index(tokens, rows)] = to_numpy(result)
         if out is None:
             raise ConfigError("there are no tokens to apply a head to")
         return out
@@ -386,45 +404,6 @@ class Head:
 def _token_index(tokens: Tokens, cells: NDArray[np.int64]) -> NDArray[np.int64]:
     """(T',) places on the packed axis of the tokens of some cells."""
     return np.concatenate([np.arange(tokens.offsets[c], tokens.offsets[c + 1]) for c in cells])
-
-
-def resolve_device(device: str | torch.device | None, current: torch.device | None = None) -> torch.device:
-    """The device asked for, or the best one at hand.
-
-    Raises
-    ------
-    ConfigError
-        If the device is not there.
-    """
-    if device is None or device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
-        return torch.device("cpu")
-    chosen = torch.device(device)
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(chosen.type, True)
-    if not there:
-        raise ConfigError(
-            f"device={str(device)!r} was asked for, but torch {torch.__version__} sees no such device here"
-        )
-    return chosen
-
-
-def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A precision by name.
-
-    Raises
-    ------
-    ConfigError
-        If the name is not a floating precision.
-    """
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in names:
-        raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(names)}")
-    return names[dtype]
 
 
 def gene_ids(vocabulary: GeneVocabulary, genes: Sequence[str]) -> list[int]:

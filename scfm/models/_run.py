@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -49,14 +49,16 @@ def plan(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
     return batches
 
 
-def to_batch(tokens: Tokens, device: torch.device | str = "cpu") -> PackedBatch:
-    """Tokens as one packed batch."""
+def to_batch(
+    tokens: Tokens, device: torch.device | str = "cpu", per_cell: Collection[str] = frozenset()
+) -> PackedBatch:
+    """Tokens as one packed batch, with those arrays per cell that the model reads."""
     bag = tokens.parts.get("bag")
     channels = {k: v for k, v in tokens.channels.items() if k != "keys"}
     return pack(
         {"ids": tokens.ids, "values": tokens.values, "positions": tokens.positions, **channels},
         tokens.offsets,
-        per_cell={k: v for k, v in tokens.per_cell.items() if k == "domain"},
+        per_cell={k: v for k, v in tokens.per_cell.items() if k in per_cell},
         keys=tokens.channels.get("keys"),
         bag=None if bag is None or bag.values is None else (bag.ids, bag.values, bag.offsets),
         measured=tokens.measured,
@@ -88,9 +90,26 @@ class Budget:
 
 
 def run(
-    tokens: Tokens, function: Callable[[PackedBatch], T], budget: Budget, device: torch.device
+    tokens: Tokens,
+    function: Callable[[PackedBatch], T],
+    budget: Budget,
+    device: torch.device,
+    per_cell: Collection[str] = frozenset(),
 ) -> Iterator[tuple[NDArray[np.int64], Tokens, T]]:
     """Apply a function to batches of cells.
+
+    Parameters
+    ----------
+    tokens
+        Of all cells.
+    function
+        Of a packed batch.
+    budget
+        Tokens per batch; halved where the device runs out of memory.
+    device
+        Where the batches go.
+    per_cell
+        Names of the arrays per cell that go along.
 
     Yields
     ------
@@ -105,7 +124,7 @@ def run(
             part = tokens[cells]
             try:
                 with torch.inference_mode():
-                    result = function(to_batch(part, device))
+                    result = function(to_batch(part, device, per_cell))
             except torch.OutOfMemoryError:
                 if len(cells) == 1 or not budget.halve():
                     raise

@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 
 from scfm.counts import CountBlock
 from scfm.genes import GeneMatch
-from scfm.models._model import FoundationModel, GeneSums
+from scfm.models._gene_vectors import GeneSums
+from scfm.models._model import FoundationModel
 from scfm.models._run import Budget
 from scfm.tokenizers import Tokens, in_background
+
+BLOCK_ROWS = 1024
+"""Cells that are read, tokenized and sorted by length together."""
 
 
 @dataclass(frozen=True)

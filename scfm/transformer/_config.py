@@ -213,7 +213,7 @@ class HeadSpec(Spec):
     readout
         Which read-out makes the cell vector.
     outputs
-        ``pairs``: one bilinear form per name; True where it has a bias.
+        ``pairs``: one bilinear form per name, in this order; True where it has a bias.
     cell_width
         ``pairs``: width of the cell vector.
     context
@@ -225,7 +225,7 @@ class HeadSpec(Spec):
     feed: Literal["tokens", "cells", "tied", "pairs"]
     mlp: MLPSpec
     readout: str | None = None
-    outputs: dict[str, bool] = field(default_factory=dict)
+    outputs: tuple[tuple[str, bool], ...] = ()
     cell_width: int = 0
     context: tuple[str, ...] = ()
     transform: Literal["none", "sigmoid"] = "none"
@@ -235,6 +235,7 @@ class HeadSpec(Spec):
         self._one_of("transform", ("none", "sigmoid"))
         object.__setattr__(self, "mlp", MLPSpec.build(self.mlp))
         object.__setattr__(self, "context", tuple(self.context))
+        object.__setattr__(self, "outputs", tuple((name, bias) for name, bias in self.outputs))
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,25 @@ class ReadoutSpec(Spec):
         object.__setattr__(self, "parts", tuple(PartSpec.build(p) for p in self.parts))
 
 
+@dataclass(frozen=True)
+class QueryOnlySpec(Spec):
+    """What happens to tokens that nobody sees: genes to be predicted, or padding that is to be reproduced.
+
+    Parameters
+    ----------
+    sees_itself
+        Whether such a token sees itself beside the keys of its cell.
+    projected
+        Whether its context passes the output map of the attention.
+    channels
+        What it holds in further channels of the batch, where the other tokens hold nothing (-1).
+    """
+
+    sees_itself: bool = True
+    projected: bool = True
+    channels: dict[str, int] = field(default_factory=dict)
+
+
 class CellTransformerConfig(PreTrainedConfig):
     """Configuration of `CellTransformer`: named input terms, a stack, heads and read-outs.
 
@@ -277,15 +297,15 @@ class CellTransformerConfig(PreTrainedConfig):
     encoder
         The `StackSpec`.
     terms
-        Input terms by name, summed in this order. A term that feeds heads only is in
-        ``head_terms``.
+        Input terms by name, summed in the order of their names (JSON keeps no other). A term that feeds heads
+        only is in ``head_terms``.
     sum_norm, sum_eps, sum_dropout
         Layer norm and dropout after the sum.
-    domains, domain_eps
-        Number of domains with their own standardisation (no weights) after the sum; 0: none.
+    domains, domain_eps, domain_channel
+        Number of domains with their own standardisation (no weights) after the sum (0: none), and the array of the
+        batch that holds each cell's domain.
     query_only
-        What tokens that are no keys do: ``sees_itself``, and ``projected``: whether their context
-        passes the output map.
+        `QueryOnlySpec` of tokens that are no keys; None: the model was not trained with such tokens.
     output
         `MLPSpec` between the last layer and the read-out.
     heads, readouts
@@ -303,6 +323,7 @@ class CellTransformerConfig(PreTrainedConfig):
     sum_dropout: float = 0.0
     domains: int = 0
     domain_eps: float = 6.1e-5
+    domain_channel: str = "domain"
     query_only: dict[str, Any] | None = None
     output: dict[str, Any] | None = None
     heads: dict[str, Any] | None = None
@@ -322,17 +343,28 @@ class CellTransformerConfig(PreTrainedConfig):
     @property
     def term_specs(self) -> dict[str, TermSpec]:
         """Input terms by name."""
-        return {name: TermSpec.build(t) for name, t in (self.terms or {}).items()}
+        return {name: TermSpec.build(t) for name, t in sorted((self.terms or {}).items())}
 
     @property
     def head_specs(self) -> dict[str, HeadSpec]:
         """Heads by name."""
-        return {name: HeadSpec.build(h) for name, h in (self.heads or {}).items()}
+        return {name: HeadSpec.build(h) for name, h in sorted((self.heads or {}).items())}
 
     @property
     def readout_specs(self) -> dict[str, ReadoutSpec]:
         """Read-outs by name."""
-        return {name: ReadoutSpec.build(r) for name, r in (self.readouts or {}).items()}
+        return {name: ReadoutSpec.build(r) for name, r in sorted((self.readouts or {}).items())}
+
+    @property
+    def query_only_spec(self) -> QueryOnlySpec:
+        """What happens to tokens that are no keys."""
+        return QueryOnlySpec.build(self.query_only or {})
+
+    @property
+    def cell_channels(self) -> frozenset[str]:
+        """Names under which the model looks for arrays per cell."""
+        domain = {self.domain_channel} if self.domains else set()
+        return frozenset({"prompt", *domain, *(t.channel for t in self.term_specs.values())})
 
     @property
     def output_spec(self) -> MLPSpec | None:

@@ -46,7 +46,7 @@ class Head(nn.Module):
         if spec.feed == "tied":
             self.bias = nn.Parameter(torch.zeros(rows))
         self.forms = nn.ModuleDict(
-            {name: nn.Linear(spec.mlp.widths[-1], spec.cell_width, bias=bias) for name, bias in spec.outputs.items()}
+            {name: nn.Linear(spec.mlp.widths[-1], spec.cell_width, bias=bias) for name, bias in spec.outputs}
         )
 
     def forward(self, x: Tensor, *, table: Tensor | None = None, cells: Tensor | None = None) -> Tensor:
@@ -176,11 +176,23 @@ class CellTransformer(PreTrainedModel):
                 first = torch.as_tensor(batch.segments.offsets[:-1]).to(batch.device)
                 x = x.index_add(0, first, term.bag(batch).to(x.dtype))  # type: ignore[operator]
         if self.config.domains:
-            domain = batch.per_cell["domain"].long()[batch.segments.cell]
+            domain = self._per_cell(batch, self.config.domain_channel).long()[batch.segments.cell]
             x = (x - self.domain_mean[domain]) / (self.domain_var[domain] + self.config.domain_eps).sqrt()
         if self.sum_norm is not None:
             x = self.sum_norm(x)
-        return F.dropout(x, self.config.sum_dropout, self.training)
+        x = F.dropout(x, self.config.sum_dropout, self.training)
+        if "prompt" in batch.per_cell:
+            first = torch.as_tensor(batch.segments.offsets[:-1]).to(batch.device)
+            x = x.index_copy(0, first, batch.per_cell["prompt"].to(x.dtype))
+        return x
+
+    def _per_cell(self, batch: PackedBatch, name: str) -> Tensor:
+        if name not in batch.per_cell:
+            raise ConfigError(
+                f"this model needs {name!r} of each cell, which the tokens do not hold; pass context={{{name!r}: an obs "
+                f"column or a value}} on tokenizing, or add an array of that name to Tokens.per_cell"
+            )
+        return batch.per_cell[name]
 
     def _channel(self, batch: PackedBatch, name: str) -> Tensor:
         if name in batch.channels:
@@ -236,7 +248,8 @@ class CellTransformer(PreTrainedModel):
         implementation = self.config._attn_implementation
         if not str(implementation).startswith("packed_"):
             implementation = choose(implementation, batch.device, dtype)
-        return Route(batch, implementation, **(self.config.query_only or {}))
+        query_only = self.config.query_only_spec
+        return Route(batch, implementation, sees_itself=query_only.sees_itself, projected=query_only.projected)
 
     def layer_number(self, hidden_layer: int | None) -> int | None:
         """The layer that a read-out reads: its number, or None for the final state.
@@ -334,10 +347,7 @@ class CellTransformer(PreTrainedModel):
     def _context(self, batch: PackedBatch, spec: HeadSpec) -> list[Tensor]:
         """(n, width) vectors of the terms that a head joins to its input."""
         channels = {name: self.config.term_specs[name].channel for name in spec.context}
-        absent = [c for c in channels.values() if c not in batch.per_cell]
-        if absent:
-            raise ConfigError(f"a head needs {absent[0]!r} of each cell; the batch holds {', '.join(batch.per_cell)}")
-        return [self.terms[name](batch.per_cell[channel]) for name, channel in channels.items()]
+        return [self.terms[name](self._per_cell(batch, channel).long()) for name, channel in channels.items()]
 
 
 def _orthogonal_features(n_features: int, head_dim: int) -> Tensor:

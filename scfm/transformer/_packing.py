@@ -88,7 +88,8 @@ class PackedBatch:
     segments
         Which tokens belong to which cell.
     per_cell
-        (n,) arrays by name, e.g. the domain of each cell.
+        (n, ...) arrays by name, e.g. the domain of each cell; ``prompt`` (n, width) takes the place of hidden state 0
+        of each cell's first token.
     keys
         (T,) bool, False = the token is a query only: it sees its cell and nobody sees it. None: all are keys.
     bag, bag_segments

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -15,8 +15,7 @@ from scfm.models._family import Family, Reading, assemble
 from scfm.models._keys import Key
 from scfm.models._model import FoundationModel
 from scfm.models._reading import as_state, read_json, read_pickle, read_tensors
-from scfm.tokenizers import RankValueTokenizer
-from scfm.tokenizers._published import geneformer as geneformer_tokenizer
+from scfm.tokenizers import RankValueTokenizer, families
 from scfm.transformer import (
     CellTransformerConfig,
     HeadSpec,
@@ -28,7 +27,7 @@ from scfm.transformer import (
     make_config,
 )
 
-PUBLISHED_SIZES = {25426: "geneformer-v1", 20275: "geneformer-v2"}
+PUBLISHED_SIZES: dict[int, Literal["geneformer-v1", "geneformer-v2"]] = {25426: "geneformer-v1", 20275: "geneformer-v2"}
 
 LAYER = r"bert\.encoder\.layer\.(\d+)\."
 KEYS = (
@@ -176,9 +175,9 @@ def _from_dictionaries(folder: Path, ids: dict[str, int], context: int) -> RankV
     if [ids[name] for name in names] != list(range(len(names))):
         raise CheckpointError(f"the token ids in {folder} are not 0 to {len(names) - 1} without a gap")
     medians = {str(k): float(v) for k, v in _one(folder, "gene_median_dictionary*.pkl").items()}
-    aliases = {str(k): str(v) for k, v in _one(folder, "ensembl_mapping_dict*.pkl").items() if v in ids and k != v}
+    aliases = {str(k): str(v) for k, v in _one(folder, "ensembl_mapping_dict*.pkl").items()}
     symbols = {str(v): str(k) for k, v in _one(folder, "gene_name_id_dict*.pkl").items()}
-    tokenizer = geneformer_tokenizer(names, medians, aliases, context)
+    tokenizer = families.geneformer(names, medians, aliases, context)
     shown = tuple(symbols.get(name, name) for name in names)
     return replace(tokenizer, vocabulary=replace(tokenizer.vocabulary, symbols=shown))
 

@@ -9,28 +9,31 @@ from typing import Any
 from torch import Tensor
 
 from scfm.errors import CheckpointError
-from scfm.genes import GeneVocabulary, PublishedRule
 from scfm.models._card import ModelCard
 from scfm.models._family import Family, Reading, assemble
 from scfm.models._keys import Key
 from scfm.models._model import FoundationModel
 from scfm.models._reading import as_state, read_json, read_tensors
-from scfm.tokenizers import BinnedTokenizer, QuantileBins
+from scfm.tokenizers import BinnedTokenizer, families
 from scfm.transformer import (
     CellTransformerConfig,
     HeadSpec,
     MLPSpec,
     PartSpec,
+    QueryOnlySpec,
     ReadoutSpec,
     StackSpec,
     TermSpec,
     make_config,
 )
 
-SPECIAL_TOKENS = {"<pad>": "pad", "<cls>": "cls", "<eoc>": "eoc"}
 VALUE_CLIP = 512.0
 DOMAIN_EPS = 6.1e-5
 PUBLISHED_SIZE = 60_697
+
+# genes to be generated see the perceived ones and themselves, and their context skips the output map;
+# row 1 of the flag table marks them, row 0 is not used
+GENERATED = QueryOnlySpec(sees_itself=True, projected=False, channels={"flag": 1})
 
 LAYER = r"transformer_encoder\.layers\.(\d+)\."
 QKV = r"self_attn\.(?:_impl\.)?(?:Wqkv\.|in_proj_)(weight|bias)"
@@ -126,8 +129,8 @@ def config(args: Mapping[str, Any], state: Mapping[str, Tensor]) -> CellTransfor
         readout="cls",
         domains=n_domains,
         domain_eps=DOMAIN_EPS,
-        # tokens to be generated see the perceived ones and themselves; their context skips the output map
-        query_only={"sees_itself": True, "projected": False},
+        domain_channel="batch",
+        query_only=GENERATED.to_dict() if "flag_encoder.weight" in state else None,
     )
 
 
@@ -148,11 +151,11 @@ def _heads(state: Mapping[str, Tensor], d: int, context: tuple[str, ...]) -> dic
             widths = (d,) * (1 + _depth(state, source)) + (len(state[f"{source}.out_layer.weight"]),)
             heads[ours] = HeadSpec("cells", MLPSpec(widths, between=(activation, "norm")), readout="cls_raw")
     if "mvc_decoder.W.weight" in state:
-        outputs = {"value": False}
+        forms: tuple[tuple[str, bool], ...] = (("value", False),)
         if "mvc_decoder.W_zero_logit.weight" in state:
-            outputs["nonzero"] = True
+            forms += (("nonzero", True),)
         mlp = MLPSpec((d, d), end=("sigmoid",))
-        heads["mvc"] = HeadSpec("pairs", mlp, "cls_raw", outputs, cell_width=joined, context=context)
+        heads["mvc"] = HeadSpec("pairs", mlp, "cls_raw", forms, cell_width=joined, context=context)
     return heads
 
 
@@ -203,30 +206,18 @@ def _stack_domains(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _tokenizer(path: Path, args: Mapping[str, Any], rows: int) -> BinnedTokenizer:
     ids: dict[str, int] = read_json(path / "vocab.json", "the vocabulary", FAMILY.companions)
-    # the authors' code appends what is missing, in this order
-    for token in SPECIAL_TOKENS:
-        ids.setdefault(token, len(ids))
     names = sorted(ids, key=ids.__getitem__)
-    if [ids[n] for n in names] != list(range(len(names))):
+    if [ids[n] for n in names] != [*range(len(names))]:
         raise CheckpointError(f"{path / 'vocab.json'}: the ids are not 0 to {len(names) - 1} without a gap")
-    if len(names) != rows:
+    # the authors give <cls> the value of padding
+    cls_value = float(args["pad_value"])
+    tokenizer = families.scgpt(ids, max_length=args["max_seq_len"], n_bins=args["n_bins"], cls_value=cls_value)
+    if len(tokenizer.vocabulary) != rows:
         raise CheckpointError(
-            f"{path / 'vocab.json'} lists {len(names):,} tokens, but the gene table of best_model.pt has {rows:,} rows; "
-            "the two files are of different releases"
+            f"{path / 'vocab.json'} lists {len(tokenizer.vocabulary):,} tokens, but the gene table of best_model.pt has "
+            f"{rows:,} rows; the two files are of different releases"
         )
-    vocabulary = GeneVocabulary(
-        names=tuple(names),
-        namespace="symbol",
-        specials={role: ids[name] for name, role in SPECIAL_TOKENS.items()},
-        rule=PublishedRule(duplicates="keep"),
-    )
-    return BinnedTokenizer(
-        vocabulary,
-        bins=QuantileBins(args["n_bins"]),
-        max_length=args["max_seq_len"],
-        # the authors give <cls> the padding's value
-        first={"cls": float(args["pad_value"])},
-    )
+    return tokenizer
 
 
 def _card_of(path: Path, n_tokens: int) -> ModelCard:

@@ -1,0 +1,46 @@
+"""Where does the model run, and how precisely?"""
+
+from __future__ import annotations
+
+import torch
+
+from scfm.errors import ConfigError
+
+
+def resolve_device(device: str | torch.device | None, current: torch.device | None = None) -> torch.device:
+    """The device asked for, or the best one at hand.
+
+    Raises
+    ------
+    ConfigError
+        If the device is not there.
+    """
+    if device is None or device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    chosen = torch.device(device)
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(chosen.type, True)
+    if not there:
+        raise ConfigError(
+            f"device={str(device)!r} was asked for, but torch {torch.__version__} sees no such device here"
+        )
+    return chosen
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A precision by name.
+
+    Raises
+    ------
+    ConfigError
+        If the name is not a floating precision.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in names:
+        raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(names)}")
+    return names[dtype]
