@@ -62,12 +62,16 @@ html_static_path = ["_static"]
 html_theme_options = {"show_toc_level": 2}
 
 
-def copy_tutorials() -> None:
-    """Bring the notebooks, which live beside ``docs``, into the source folder."""
-    target = HERE / "tutorials"
-    target.mkdir(exist_ok=True)
+def write_guide_contents() -> None:
+    """Bring the notebooks, which live beside ``docs``, into the source folder; list all pages of the guide."""
+    tutorials = HERE / "tutorials"
+    tutorials.mkdir(exist_ok=True)
     for notebook in sorted(HERE.parent.joinpath("tutorials").glob("*.ipynb")):
-        shutil.copyfile(notebook, target / notebook.name)
+        shutil.copyfile(notebook, tutorials / notebook.name)
+    first = HERE / "guide" / "getting_started.md"
+    pages = [first, *sorted({*first.parent.glob("*.md")} - {first}), *sorted(tutorials.glob("*.ipynb"))]
+    names = [page.relative_to(HERE).with_suffix("").as_posix() for page in pages]
+    write_generated("guide.md", ["```{toctree}", ":maxdepth: 1", ":caption: Guide", "", *names, "```"])
 
 
 def write_model_table() -> None:
@@ -77,10 +81,15 @@ def write_model_table() -> None:
         parameters = f"{row.parameters / 1e6:,.1f} M" if isinstance(row.parameters, int) else "-"
         context = f"{row.context:,}" if isinstance(row.context, int) else "all genes"
         lines.append(f"| `{name}` | {row.species} | {parameters} | {context} | {row.licence} |")
-    target = HERE / "_generated"
-    target.mkdir(exist_ok=True)
-    target.joinpath("models.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_generated("models.md", lines)
 
 
-copy_tutorials()
+def write_generated(name: str, lines: list[str]) -> None:
+    """Write a text for other pages to include."""
+    folder = HERE / "_generated"
+    folder.mkdir(exist_ok=True)
+    folder.joinpath(name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+write_guide_contents()
 write_model_table()
