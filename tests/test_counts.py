@@ -288,11 +288,12 @@ def test_no_cells_or_no_genes_is_an_error(shape: tuple[int, int]) -> None:
         counts.find(ad.AnnData(np.zeros(shape)))
 
 
-def test_rows_travel_without_their_matrix_and_get_it_back_elsewhere() -> None:
+@pytest.mark.parametrize("form", ["dense f4", "csr_matrix f4"])
+def test_portions_of_a_dask_array_are_sources_of_their_own(form: str) -> None:
+    da = pytest.importorskip("dask.array")
     dense = make_counts()
-    part = pickle.loads(pickle.dumps(counts.find(ad.AnnData(sparse.csr_matrix(dense))).rows(10, 20)))
-    with pytest.raises(CountsError, match="with_matrix"):
-        next(part.blocks())
-    with pytest.raises(CountsError, match="shape"):
-        part.with_matrix(dense)
-    np.testing.assert_array_equal(collected(part.with_matrix(dense[10:20])), dense[10:20])
+    array = da.from_array(dense, chunks=(8, 9)).map_blocks(IN_MEMORY[form], dtype=np.float32)
+    portions = counts.find(ad.AnnData(array)).delayed(10)
+    assert len(portions) == 3
+    for rows, part in portions:
+        np.testing.assert_array_equal(collected(pickle.loads(pickle.dumps(part.compute()))), dense[rows])

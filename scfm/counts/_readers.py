@@ -6,7 +6,7 @@ One reader per way of storing a matrix; each hands out runs of rows as CSR array
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -306,13 +306,6 @@ def _stacked(grid: list[list[Any]]) -> Any:
     return sparse.vstack(rows, format="csr")
 
 
-class Absent(RowReader):
-    """Stands for a matrix that is elsewhere, so that what is known of it can travel without it."""
-
-    def rows(self, start: int, stop: int) -> Rows:
-        raise CountsError("the matrix of these rows is elsewhere; give it with source.with_matrix(matrix)")
-
-
 def _native(entries: Any) -> NDArray[Any]:
     """Contiguous, in the byte order of this machine, and of a type that kernels know."""
     dtype = np.dtype(entries.dtype).newbyteorder("=")
@@ -323,7 +316,7 @@ def _as_rows(matrix: Any) -> Rows:
     return Rows(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32, copy=False), matrix.data)
 
 
-_COMPRESSED: dict[str, type[_Csr] | type[_Csc]] = {"csr": _Csr, "csc": _Csc}
+_COMPRESSED: dict[str, Callable[..., RowReader]] = {"csr": _Csr, "csc": _Csc}
 
 
 def reader(matrix: Any) -> RowReader:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scfm.counts._block import CountBlock
 from scfm.counts._readers import DaskReader, RowReader, Rows
+from scfm.counts._readers import reader as reader_of
 from scfm.counts._recovery import Recovery
 from scfm.counts._report import CountReport
 from scfm.errors import CountsError
@@ -62,34 +63,6 @@ class CountSource:
     def __repr__(self) -> str:
         n, columns = self.shape
         return f"CountSource({n:,} cells x {columns:,} columns from {self.where}: {self.report.kind}, {self.reader.storage})"
-
-    def rows(self, start: int, stop: int) -> CountSource:
-        """What is known of some rows, without their matrix: light enough to be sent to another process.
-
-        Parameters
-        ----------
-        start, stop
-            First row, and the row after the last.
-        """
-        absent = Absent((stop - start, self.shape[1]), self.reader.dtype, "elsewhere")
-        return replace(self, obs_names=self.obs_names[start:stop], reader=absent)
-
-    def with_matrix(self, matrix: Any) -> CountSource:
-        """The same cells read from another matrix that holds the same values.
-
-        Parameters
-        ----------
-        matrix
-            (n_cells, n_columns), of any kind.
-
-        Raises
-        ------
-        CountsError
-            If the matrix has another shape, or cannot be read.
-        """
-        if tuple(matrix.shape) != tuple(self.shape):
-            raise CountsError(f"the matrix has the shape {tuple(matrix.shape)}, expected {tuple(self.shape)}")
-        return replace(self, reader=reader_of(matrix))
 
     def blocks(self, n_rows: int = 1024, rows: slice | None = None) -> Iterator[CountBlock]:
         """Counts of consecutive cells.
