@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from scfm.genes._names import MISSING, GeneNames, How, names_of, respellings, strip_version
 from scfm.genes._orthologues import Orthologues
@@ -15,6 +16,14 @@ from scfm.genes._table import canonical_species, has_table
 from scfm.genes._vocabulary import GeneVocabulary
 
 Found = tuple[int, How]
+
+
+class _Claims(NamedTuple):
+    """Token (-1: none) and kind of name per row of the gene table, and token per main row of genes with several ids."""
+
+    token: list[int]
+    how: list[How]
+    token_of_main: dict[int, int]
 
 
 class Lookup:
@@ -54,9 +63,11 @@ class Lookup:
 
     def rivals(self, name: str) -> list[int]:
         """Several tokens whose genes share this symbol; empty where the symbol is clear."""
-        found = None if self._names is None or name in self.exact else self._names.find(name)
-        tokens = [] if found is None else [self._by_row[row][1] for row in found[1] if row in self._by_row]
-        return sorted(set(tokens)) if len(set(tokens)) > 1 else []
+        rows = () if self._names is None else self._names.sharing(name)
+        if not rows or name in self.exact:
+            return []
+        tokens = sorted({self._claims.token[row] for row in rows} - {-1})
+        return tokens if len(tokens) > 1 else []
 
     @cached_property
     def _names(self) -> GeneNames | None:
@@ -87,14 +98,14 @@ class Lookup:
         return None
 
     def _by_gene(self, how: How, rows: tuple[int, ...]) -> Found | None:
+        claims = self._claims
         for row in rows:
-            if row in self._by_row:
-                other, token = self._by_row[row]
-                return token, max(how, other, How.CURRENT)
+            if claims.token[row] >= 0:
+                return claims.token[row], max(how, claims.how[row], How.CURRENT)
         for row in rows:
-            main = self._main_of.get(row, row)
-            if main in self._by_main:
-                return self._by_main[main][1], How.REPLACED
+            token = claims.token_of_main.get(self._main_of.get(row, row))
+            if token is not None:
+                return token, How.REPLACED
         return None
 
     def _respelled(self, name: str) -> Found | None:
@@ -132,36 +143,37 @@ class Lookup:
         return own
 
     @cached_property
-    def _by_row(self) -> dict[int, tuple[How, int]]:
-        """Best claim on each row of the gene table: how the vocabulary's name means it, and the token.
+    def _claims(self) -> _Claims:
+        """The token of each gene of the table, by the best name that the vocabulary has for it.
 
         A token named by a symbol that several genes had (``QARS``) is the gene among them that no other token means.
         """
-        claims: dict[int, tuple[How, int]] = {}
         names = self._names
         if names is None:
-            return claims
+            return _Claims([], [], {})
+        token_of, how_of = [-1] * len(names.ids), [How.ORTHOLOGUE] * len(names.ids)
         unclear = []
         for name, token in self.exact.items():
             found = names.find(strip_version(name) or name)
             if found is None:
                 unclear.append((name, token))
                 continue
-            for row in found[1]:
-                claims[row] = min(claims.get(row, (How.ORTHOLOGUE, token)), (found[0], token))
+            how, rows = found
+            for row in rows:
+                if token_of[row] < 0 or (how, token) < (how_of[row], token_of[row]):
+                    token_of[row], how_of[row] = token, how
         for name, token in unclear:
-            free = [row for row in names.formerly(name) if row not in claims]
+            free = [row for row in names.formerly(name) if token_of[row] < 0]
             if len({names.symbols[row] for row in free}) == 1:
-                claims |= dict.fromkeys(free, (How.PREVIOUS, token))
-        return claims
-
-    @cached_property
-    def _by_main(self) -> dict[int, tuple[How, int]]:
-        claims: dict[int, tuple[How, int]] = {}
-        for row, claim in self._by_row.items():
-            main = self._main_of.get(row, row)
-            claims[main] = min(claims.get(main, claim), claim)
-        return claims
+                for row in free:
+                    token_of[row], how_of[row] = token, How.PREVIOUS
+        best: dict[int, tuple[How, int]] = {}
+        for row, main in self._main_of.items():
+            for r in (row, main):
+                if token_of[r] >= 0:
+                    claim = how_of[r], token_of[r]
+                    best[main] = min(best.get(main, claim), claim)
+        return _Claims(token_of, how_of, {main: token for main, (_, token) in best.items()})
 
 
 def _clear(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:

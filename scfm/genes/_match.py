@@ -349,7 +349,8 @@ def _notes(
         yield f"{len(respelled):,} names were read without a suffix or in their plain spelling ({_some(respelled)})"
     if policy == "resolve" and translation is None:
         lookup = lookup_of(vocabulary)
-        unclear = [name for name, found in pairs if found and found[1] is How.CURRENT and lookup.rivals(name)]
+        current = dict.fromkeys(name for name, found in pairs if found and found[1] is How.CURRENT)
+        unclear = [name for name in current if lookup.rivals(name)]
         if unclear:
             yield f"{len(unclear):,} symbols are shared by several ids; the first protein-coding one was taken ({_some(unclear)})"
     if idea is not None:

@@ -6,7 +6,6 @@ Every name of a species' genes (ids, symbols of today and of the past, aliases) 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from enum import IntEnum
 from functools import cache
@@ -52,6 +51,8 @@ LABELS = {
     How.SPELLING: "spelling",
     How.ORTHOLOGUE: "orthologue",
 }
+N_HOW = len(How)
+KINDS = tuple(How)
 
 
 def strip_version(name: str) -> str | None:
@@ -111,7 +112,8 @@ class GeneNames:
             (How.OLDER, columns["older_symbols"], True),
             (How.OLDER, self.symbols, False),
         )
-        self._meaning: dict[str, tuple[How, tuple[int, ...]]] = {}
+        self._meaning: dict[str, int] = {}
+        self._further: dict[str, tuple[int, ...]] = {}
         self._unclear: dict[str, tuple[How, tuple[int, ...]]] = {}
         for how, texts, of_current in kinds:
             self._learn(how, texts, [c is of_current for c in current])
@@ -122,12 +124,16 @@ class GeneNames:
         row = self._row_of_id.get(name)
         if row is not None:
             return How.EXACT, (row,)
-        return self._meaning.get(name.upper() if self._upper else name)
+        return self._find_symbol(name.upper() if self._upper else name)
 
     def formerly(self, name: str) -> tuple[int, ...]:
         """Rows of the several genes that had a name as their symbol; empty for all other names."""
         how, rows = self._unclear.get(name.upper() if self._upper else name, (How.CURRENT, ()))
         return rows if how is How.PREVIOUS else ()
+
+    def sharing(self, symbol: str) -> tuple[int, ...]:
+        """Rows of the several ids that share a symbol; empty where it is the symbol of one or of none."""
+        return self._further.get(symbol.upper() if self._upper else symbol, ())
 
     def knows(self, name: str) -> bool:
         """Whether this is a name of any gene, clear or not."""
@@ -135,25 +141,39 @@ class GeneNames:
 
     def is_symbol(self, name: str) -> bool:
         """Whether a gene is called so today."""
-        found = self._meaning.get(name)
-        return found is not None and found[0] is How.CURRENT
+        return self._meaning.get(name, -1) % N_HOW == How.CURRENT
+
+    def _find_symbol(self, name: str) -> tuple[How, tuple[int, ...]] | None:
+        code = self._meaning.get(name)
+        if code is None:
+            return None
+        row, how = divmod(code, N_HOW)
+        return KINDS[how], self._further.get(name) or (row,)
 
     def _learn(self, how: How, texts: list[str], wanted: list[bool]) -> None:
-        rows_of: dict[str, list[int]] = defaultdict(list)
+        """Add the names of one kind that no better kind knows.
+
+        The meaning is kept as one number (preferred row and kind): a hundred thousand small tuples would keep the
+        garbage collector busy.
+        """
+        first: dict[str, int] = {}
+        more: dict[str, list[int]] = {}
         for row, (text, use) in enumerate(zip(texts, wanted, strict=True)):
             if text and use:
                 folded = text.upper() if self._upper else text
-                for name in set(folded.split("|")):
-                    rows_of[name].append(row)
-        for name, rows in rows_of.items():
+                for name in folded.split("|") if "|" in folded else (folded,):
+                    if first.setdefault(name, row) != row:
+                        more.setdefault(name, [first[name]]).append(row)
+        for name, row in first.items():
             if name in self._meaning or name in self._unclear:
                 continue
-            genes = {self.symbols[r] or r for r in rows}
-            if len(genes) == 1:
-                ordered = rows if len(rows) == 1 else sorted(rows, key=self._preference.__getitem__)
-                self._meaning[name] = how, tuple(ordered)
-            else:
+            rows = sorted(set(more.get(name, (row,))), key=self._preference.__getitem__) if name in more else [row]
+            if len({self.symbols[r] or r for r in rows}) > 1:
                 self._unclear[name] = how, tuple(rows)
+                continue
+            self._meaning[name] = rows[0] * N_HOW + how
+            if len(rows) > 1:
+                self._further[name] = tuple(rows)
 
     def _same_gene(self, columns: dict[str, list[str]], current: list[bool]) -> dict[int, int]:
         """Row of the main id, for each row that is one more id of a gene.
@@ -163,21 +183,23 @@ class GeneNames:
         """
         chromosome, biotype = columns["chromosome"], columns["biotype"]
         main: dict[int, int] = {}
-        for how, rows in self._meaning.values():
-            if how is How.CURRENT and len(rows) == 2:
+        for name, rows in self._further.items():
+            if len(rows) == 2 and self.is_symbol(name):
                 first, second = rows
                 both_coding = biotype[first] == biotype[second] == "protein_coding"
                 places = (chromosome[first], chromosome[second])
                 if places == ("X", "Y") or (both_coding and places[0] == places[1]):
                     main[second] = first
+        coding = [b == "protein_coding" for b in biotype]
         for row, (symbol, is_current) in enumerate(zip(self.symbols, current, strict=True)):
             if symbol and not is_current:
-                found = self._meaning.get(symbol.upper() if self._upper else symbol)
-                if found is None or found[0] not in (How.CURRENT, How.PREVIOUS):
-                    continue
-                genes = {main.get(r, r) for r in found[1]}
-                if len(genes) == 1 and chromosome[gene := genes.pop()] == chromosome[row]:
-                    main[row] = gene
+                how, rows = self._find_symbol(symbol.upper() if self._upper else symbol) or (How.OLDER, ())
+                genes = {main.get(r, r) for r in rows}
+                if how in (How.CURRENT, How.PREVIOUS) and len(genes) == 1:
+                    gene = genes.pop()
+                    alike = how is How.CURRENT or coding[gene] == coding[row]
+                    if alike and chromosome[gene] == chromosome[row]:
+                        main[row] = gene
         return main
 
 
