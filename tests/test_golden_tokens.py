@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def match(names: Any, vocabulary: genes.GeneVocabulary) -> Any:
 
 def padded(values: Any, offsets: np.ndarray, width: int, fill: float) -> np.ndarray:
     out = np.full((len(offsets) - 1, width), fill, dtype=np.asarray(values).dtype)
-    for i, (a, b) in enumerate(zip(offsets, offsets[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(offsets)):
         out[i, : b - a] = values[a:b]
     return out
 

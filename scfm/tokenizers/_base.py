@@ -8,19 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scfm import counts, genes
 from scfm.counts import CountBlock
 from scfm.errors import CheckpointError
-from scfm.genes import GeneVocabulary
+from scfm.genes import GeneMatch, GeneVocabulary
 from scfm.tokenizers._context import ContextOption, from_obs
 from scfm.tokenizers._tokens import Tokens, concatenate
-
-if TYPE_CHECKING:
-    from scfm.genes import GeneMatch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -113,11 +111,11 @@ class Tokenizer(ABC):
         CountsError, GeneMatchError, TokenizerError
             If there are no usable counts, no gene matches, or the context is wrong.
         """
-        from scfm import counts, genes
-
+        if isinstance(adata, (str, Path)):
+            adata = counts.read(adata)
         source = counts.find(adata, layer=layer, use_raw=use_raw)
         match = genes.match(source.var, self.vocabulary, gene_key=gene_key, policy=gene_matching)
-        facts = from_obs(self.context_options, context, getattr(adata, "obs", None))
+        facts = from_obs(self.context_options, context, adata.obs)
 
         def tokenize(block: CountBlock) -> Tokens:
             rows = slice(block.start, block.start + block.n_cells)
@@ -167,7 +165,9 @@ class Tokenizer(ABC):
                 f"{name} in {folder} has unknown constants {', '.join(unknown)}; update scfm to read it"
             )
         vocabulary = GeneVocabulary.load(folder / "vocabulary.json")
-        return kind(vocabulary=vocabulary, **{k: _restored(v) for k, v in plain.items()}, **arrays)  # type: ignore[return-value]
+        constants = {k: _restored(v) for k, v in plain.items()} | arrays
+        make: Callable[..., Self] = kind  # type: ignore[assignment]
+        return make(vocabulary=vocabulary, **constants)
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):

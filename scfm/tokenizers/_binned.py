@@ -7,23 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scfm.counts import CountBlock
 from scfm.errors import TokenizerError
-from scfm.genes import GeneVocabulary
+from scfm.genes import GeneMatch, GeneVocabulary
 from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._bins import QuantileBins, ValueRule
 from scfm.tokenizers._cells import Cells, Slots, gather, keys, recorded
 from scfm.tokenizers._context import resolve_context
 from scfm.tokenizers._layout import Zeros, assemble, cut, special_ids, statistics
 from scfm.tokenizers._tokens import Tokens
-
-if TYPE_CHECKING:
-    from scfm.genes import GeneMatch
 
 
 @dataclass(frozen=True, eq=False, repr=False)

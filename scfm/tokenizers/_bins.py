@@ -185,7 +185,7 @@ def _quantile_bins(offsets, counts, genes, quantiles, stream, draws, histogram_l
     which = np.empty(longest, np.int32)
     table = np.zeros(histogram_limit + 1, np.int32)
     order = np.empty(longest, np.int32)
-    spare = np.empty(longest, np.int32)
+    spare = np.empty(longest, np.uint32)
     sort_keys = np.empty(longest, np.uint32)
     low = np.empty(N_COUNTERS, np.int32)
     high = np.empty(N_COUNTERS, np.int32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 
 from scfm.counts import CountBlock
 from scfm.errors import TokenizerError
+from scfm.genes import GeneMatch, GeneVocabulary
 from scfm.tokenizers._kernels import cell_key, gather_cell
-
-if TYPE_CHECKING:
-    from scfm.genes import GeneMatch, GeneVocabulary
 
 _NONE = np.empty(0, dtype=np.int32)
 _SMALL = 4096

@@ -7,22 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scfm.counts import CountBlock
 from scfm.errors import TokenizerError
-from scfm.genes import GeneVocabulary
+from scfm.genes import GeneMatch, GeneVocabulary
 from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._cells import Cells, Slots, distinct, gather
 from scfm.tokenizers._context import ContextOption, resolve_context
 from scfm.tokenizers._layout import assemble, special_ids, statistics
 from scfm.tokenizers._tokens import Tokens
-
-if TYPE_CHECKING:
-    from scfm.genes import GeneMatch
 
 _TARGETS: Mapping[str, ContextOption] = {
     "target_depth": ContextOption({}, optional=True),

@@ -13,7 +13,9 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-N_COUNTERS = 2048
+_DIGIT = 10
+N_COUNTERS = 1 << _DIGIT
+_PLACE = 32 - _DIGIT
 _SHORT = 48
 _SIGN = np.uint64(1 << 63)
 _ONE = np.uint64(1)
@@ -124,15 +126,15 @@ def gather_cell(indices, data, begin, end, slot_of, n_averaged, acc, bits, slots
 def sort_descending(values, n, order, spare, keys, low, high):  # type: ignore[no-untyped-def]
     """Indices that put ``values[:n]`` (float64, no NaN) in descending order, equal ones as they came.
 
-    Two stable counting passes over 22 bits of the values' range, then one insertion pass on the exact
+    Two stable counting passes over 20 bits of the values' range, then one insertion pass on the exact
     values, which only moves neighbours that share a key.
 
     Parameters
     ----------
     order, spare, keys
-        Output and scratch of at least n entries (int32, int32, uint32).
+        Output and scratch of at least n entries (int32, uint32, uint32); n is below 4 million.
     low, high
-        Scratch, (2048,) int32.
+        Scratch, (N_COUNTERS,) int32.
     """
     for i in range(min(n, _SHORT)):
         order[i] = i
@@ -184,8 +186,9 @@ def _sortable(raw):  # type: ignore[no-untyped-def]
 def _radix(raw, n, largest, shift, order, spare, keys, low, high):  # type: ignore[no-untyped-def]
     low[:] = 0
     high[:] = 0
+    digit = np.uint32(_DIGIT)
+    place = np.uint32(_PLACE)
     mask = np.uint32(N_COUNTERS - 1)
-    digit = np.uint32(11)
     for i in range(n):
         key = np.uint32((largest - _sortable(raw[i])) >> shift)
         keys[i] = key
@@ -201,16 +204,16 @@ def _radix(raw, n, largest, shift, order, spare, keys, low, high):  # type: igno
         high[d] = at_high
         at_high += count
     for i in range(n):
-        d = keys[i] & mask
-        place = low[d]
-        spare[np.uint32(place)] = i
-        low[d] = place + 1
+        key = keys[i]
+        at = low[key & mask]
+        spare[np.uint32(at)] = ((key >> digit) << place) | np.uint32(i)
+        low[key & mask] = at + 1
+    index = (np.uint32(1) << place) - np.uint32(1)
     for i in range(n):
-        j = np.uint32(spare[i])
-        d = keys[j] >> digit
-        place = high[d]
-        order[np.uint32(place)] = j
-        high[d] = place + 1
+        packed = spare[i]
+        at = high[packed >> place]
+        order[np.uint32(at)] = np.int32(packed & index)
+        high[packed >> place] = at + 1
 
 
 @njit(nogil=True, cache=True)

@@ -110,7 +110,7 @@ def _cut(offsets, genes, weights, room, stream, recorded):  # type: ignore[no-un
         bound += min(n, room)
     ranked = np.empty(longest, np.float64)
     order = np.empty(longest, np.int32)
-    spare = np.empty(longest, np.int32)
+    spare = np.empty(longest, np.uint32)
     sort_keys = np.empty(longest, np.uint32)
     low = np.empty(N_COUNTERS, np.int32)
     high = np.empty(N_COUNTERS, np.int32)

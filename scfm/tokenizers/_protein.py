@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 
 from scfm.counts import CountBlock
 from scfm.errors import TokenizerError
-from scfm.genes import GeneVocabulary
+from scfm.genes import GeneMatch, GeneVocabulary
 from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._cells import Cells, Slots, gather, keys, recorded
 from scfm.tokenizers._context import resolve_context
 from scfm.tokenizers._kernels import N_COUNTERS, mix, sort_descending, uniform
 from scfm.tokenizers._layout import statistics
 from scfm.tokenizers._tokens import Tokens
-
-if TYPE_CHECKING:
-    from scfm.genes import GeneMatch
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -226,7 +223,7 @@ def _sentences(  # type: ignore[no-untyped-def]
     per_chromosome = np.zeros(n_chromosomes, np.int32)
     order = np.empty(n_chromosomes, np.int32)
     random_key = np.empty(size, np.float64)
-    spare = np.empty(size, np.int32)
+    spare = np.empty(size, np.uint32)
     sort_keys = np.empty(size, np.uint32)
     low = np.empty(N_COUNTERS, np.int32)
     high = np.empty(N_COUNTERS, np.int32)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numba import njit
@@ -15,15 +15,12 @@ from numpy.typing import NDArray
 
 from scfm.counts import CountBlock
 from scfm.errors import TokenizerError
-from scfm.genes import GeneVocabulary
+from scfm.genes import GeneMatch, GeneVocabulary
 from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._cells import Slots, checked
 from scfm.tokenizers._context import ContextOption, resolve_context
 from scfm.tokenizers._kernels import N_COUNTERS, gather_cell, sort_descending
 from scfm.tokenizers._tokens import Tokens
-
-if TYPE_CHECKING:
-    from scfm.genes import GeneMatch
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -243,7 +240,7 @@ def _rank(  # type: ignore[no-untyped-def]
     counts = np.empty(longest + 1, np.float64)
     scores = np.empty(longest + 1, np.float64)
     order = np.empty(longest + 1, np.int32)
-    spare = np.empty(longest + 1, np.int32)
+    spare = np.empty(longest + 1, np.uint32)
     sort_keys = np.empty(longest + 1, np.uint32)
     low = np.empty(N_COUNTERS, np.int32)
     high = np.empty(N_COUNTERS, np.int32)
