@@ -6,27 +6,23 @@ import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from scfm import counts, genes, models
 from scfm.errors import ConfigError
 from scfm.evaluation import Health, health
-from scfm.get._slots import UNS, key_of, plain
+from scfm.get._slots import UNS, Slots, key_of, plain
 from scfm.models._dask import embed_dask
-from scfm.models._stream import Embedding, Job, embed_blocks
+from scfm.models._stream import BLOCK_ROWS, Embedding, Job, embed_blocks
 from scfm.tl._dry_run import DryRun, dry_run_report
 from scfm.tokenizers import from_obs
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
 log = logging.getLogger("scfm")
-
-BLOCK_ROWS = 1024
 
 
 def embed(
@@ -124,6 +120,7 @@ def embed(
     >>> adata.obsm["X_scfm_mini"].shape[0] == adata.n_obs
     True
     """
+    _check_target(adata, copy=copy)
     loaded = model if isinstance(model, models.FoundationModel) else models.load(model, family, revision, checkpoint)
     loaded.to(device, dtype, attn_implementation)
     key = key_of(key_added or loaded.card.name)
@@ -153,9 +150,23 @@ def embed(
         )
     facts = _facts(loaded, source, match, job, result, kind)
     _warn(facts, adata, key)
+    in_varm = _gene_arrays(Slots(key), loaded, _columns_of_var(adata, source, match), result, kind, names)
     target = adata.copy() if copy else adata
-    _write(target, key, loaded, source, match, result, kind, names, facts)
+    _write(target, key, result, in_varm, {**facts, "groups": names} if names else facts)
     return target if copy else None
+
+
+def _check_target(adata: Any, *, copy: bool) -> None:
+    """Raise before the long work if the results could not be written at its end."""
+    if not isinstance(adata, AnnData):
+        raise ConfigError(
+            f"embed works on an AnnData object, not on a {type(adata).__name__}; open files with scfm.counts.read(path), "
+            "or use the command scfm embed IN OUT"
+        )
+    if adata.isbacked and copy:
+        raise ConfigError("a backed object has no copy in memory; leave out copy=True, or pass adata.to_memory()")
+    if adata.isbacked and adata.is_view:
+        raise ConfigError("results cannot be written into a view of a backed object; pass adata.to_memory()")
 
 
 def _gene_kind(asked: str | None, model: models.FoundationModel) -> str | None:
@@ -177,7 +188,9 @@ def _groups(adata: AnnData, groupby: str | None, kind: str | None) -> tuple[NDAr
     if groupby not in adata.obs:
         raise ConfigError(f"groupby={groupby!r} is not a column of obs; there are {', '.join(adata.obs.columns[:10])}")
     column = adata.obs[groupby].astype("category").cat
-    return np.asarray(column.codes, dtype=np.int64), [str(c) for c in column.categories]
+    codes = np.asarray(column.codes, dtype=np.int64)
+    # cells without a label are a group without a name: they count for the mean over all cells
+    return np.where(codes < 0, len(column.categories), codes), [str(c) for c in column.categories]
 
 
 def _facts(
@@ -206,7 +219,7 @@ def _facts(
             "context": {k: v if np.ndim(v) == 0 else "one value per cell" for k, v in job.context.items()},
         },
         "counts": source.report.to_dict(),
-        "coverage": match.report.with_counts(matched, total).to_dict(),
+        "coverage": _coverage(match.report.with_counts(matched, total)),
         "tokens": {
             "mean": float(per_cell["n_tokens"].mean()) if len(per_cell["n_tokens"]) else 0.0,
             "truncated_cells": int((per_cell["n_dropped"] > 0).sum()),
@@ -214,6 +227,13 @@ def _facts(
         },
         "health": health(result.cells).to_dict(),
     }
+
+
+def _coverage(report: genes.MatchReport) -> dict[str, Any]:
+    """The matching report without gene names as keys, which an h5ad does not keep apart from paths."""
+    twice = [f"{gene}: {', '.join(names)}" for gene, names in report.duplicate_names.items()]
+    shares = {"gene_coverage": report.gene_coverage, "count_coverage": report.count_coverage or 0.0}
+    return {**report.to_dict(), "duplicate_names": twice, **shares}
 
 
 def _warn(facts: dict[str, Any], adata: AnnData, key: str) -> None:
@@ -246,37 +266,49 @@ def _warn(facts: dict[str, Any], adata: AnnData, key: str) -> None:
         )
 
 
-def _write(
-    adata: AnnData,
-    key: str,
+def _gene_arrays(
+    slots: Slots,
     model: models.FoundationModel,
-    source: counts.CountSource,
-    match: genes.GeneMatch,
+    columns: NDArray[np.int64],
     result: Embedding,
     kind: str | None,
     names: list[str],
-    facts: dict[str, Any],
-) -> None:
-    columns = _columns_of_var(adata, source, match)
-    varm: dict[str, NDArray[Any]] = {}
+) -> dict[str, NDArray[Any]]:
+    """What goes into ``.varm``, by name."""
     if kind == "input":
-        varm[key] = _rows(model.embed_genes(kind="input"), columns)[0]
-    elif result.genes is not None and not names:
-        varm[key] = _rows(result.genes.finish(), columns)[0]
-    elif result.genes is not None:
-        each = [_rows(result.genes.finish(g), columns) for g in range(len(names))]
-        n_cells = np.stack([n for _, n in each], axis=1)
-        vectors = np.stack([v for v, _ in each], axis=1)
-        with np.errstate(invalid="ignore"):
-            mean = np.nansum(vectors * n_cells[:, :, None], axis=1) / n_cells.sum(axis=1)[:, None]
-        varm = {key: mean.astype(np.float32), f"{key}_groups": vectors, f"{key}_n_cells": n_cells}
-        facts = {**facts, "groups": names}
-    adata.obsm[f"X_{key}"] = result.cells
-    adata.obs[f"{key}_n_tokens"] = result.per_cell["n_tokens"]
-    for name, array in varm.items():
-        adata.varm[name] = array
-    runs = dict(adata.uns.get(UNS, {}))
-    runs[key] = plain(facts)
+        return {slots.genes: _rows(model.embed_genes(kind="input"), columns)[0]}
+    if result.genes is None:
+        return {}
+    sums = result.genes
+    if not names:
+        return {slots.genes: _rows(sums.finish(), columns)[0]}
+    each = [_rows(sums.finish(group), columns) for group in range(len(names) + 1)]
+    n_cells = np.stack([n for _, n in each], axis=1)
+    total = np.zeros(each[0][0].shape)
+    for vectors, n in each:
+        total += np.nan_to_num(vectors) * n[:, None]
+    with np.errstate(invalid="ignore"):
+        mean = total / n_cells.sum(axis=1, keepdims=True)
+    return {
+        slots.genes: mean.astype(np.float32),
+        slots.groups: np.stack([vectors for vectors, _ in each[:-1]], axis=1),
+        slots.n_cells: n_cells[:, :-1],
+    }
+
+
+def _write(
+    adata: AnnData, key: str, result: Embedding, in_varm: dict[str, NDArray[Any]], facts: dict[str, Any]
+) -> None:
+    """Write the slots; those of an earlier run under the same key go."""
+    slots = Slots(key)
+    runs = {**adata.uns.get(UNS, {}), key: plain(facts)}
+    adata.obsm[slots.cells] = result.cells
+    adata.obs[slots.n_tokens] = result.per_cell["n_tokens"]
+    for name in slots.of_genes:
+        if name in in_varm:
+            adata.varm[name] = in_varm[name]
+        elif name in adata.varm:
+            del adata.varm[name]
     adata.uns[UNS] = runs
 
 
