@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module, metadata
 from typing import Any
 
+from scfm import _accessor, _logging  # noqa: F401
+
 _PARTS = (
     "counts",
     "errors",
@@ -34,3 +36,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_accessor.register()

@@ -32,3 +32,7 @@ class ConfigError(ScfmError, ValueError):
 
 class MissingDependencyError(ScfmError, ImportError):
     """An optional package is needed; the message holds the line that installs it."""
+
+
+class OutputError(ScfmError, OSError):
+    """A result cannot be written where it was asked for; what stood there is as it was."""

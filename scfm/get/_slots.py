@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +23,75 @@ def key_of(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]", "_", name) or "_"
 
 
+@dataclass(frozen=True)
+class Slots:
+    """Names of the slots of one embedding.
+
+    Parameters
+    ----------
+    key
+        See `key_of`.
+    """
+
+    key: str
+
+    @property
+    def cells(self) -> str:
+        """In ``.obsm``: the vectors of the cells."""
+        return f"X_{self.key}"
+
+    @property
+    def n_tokens(self) -> str:
+        """In ``.obs``: tokens per cell."""
+        return f"{self.key}_n_tokens"
+
+    @property
+    def genes(self) -> str:
+        """In ``.varm``: the vectors of the genes."""
+        return self.key
+
+    @property
+    def groups(self) -> str:
+        """In ``.varm``: the vectors of the genes in each group of cells."""
+        return f"{self.key}_groups"
+
+    @property
+    def n_cells(self) -> str:
+        """In ``.varm``: how many cells of each group are behind them."""
+        return f"{self.key}_n_cells"
+
+    @property
+    def of_genes(self) -> tuple[str, ...]:
+        """Everything in ``.varm``."""
+        return self.genes, self.groups, self.n_cells
+
+
 def plain(value: Any) -> Any:
-    """A value that an h5ad can hold: numbers, strings, arrays and dictionaries of them; None is left out."""
+    """A value that an h5ad can hold and gives back: numbers, strings, arrays, and dictionaries of them.
+
+    None is left out; a list of dictionaries becomes a dictionary with the keys 0, 1, 2, ...
+    """
     if isinstance(value, Mapping):
         return {key_of(str(k)): plain(v) for k, v in value.items() if v is not None}
-    if isinstance(value, bool | np.bool_ | str | int | float | np.number | np.ndarray):
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, str | int | float):
         return value
-    if isinstance(value, list | tuple):
-        if all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in value):
-            return np.asarray(value)
-        return np.asarray([str(v) for v in value], dtype=object)
+    if isinstance(value, np.number):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value if value.dtype.kind in "biuf" else plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return _plain_list([v for v in value if v is not None])
     return str(value)
+
+
+def _plain_list(values: list[Any]) -> Any:
+    if values and all(isinstance(v, Mapping) for v in values):
+        return {str(i): plain(v) for i, v in enumerate(values)}
+    if values and all(isinstance(v, bool | int | float | np.number | np.bool_) for v in values):
+        return np.asarray(values)
+    return np.asarray([str(v) for v in values], dtype=object)
 
 
 @dataclass(frozen=True)
@@ -56,23 +114,25 @@ class EmbedReport:
         return dict(self.facts)
 
     def __str__(self) -> str:
-        lines = []
-        for name, value in self.facts.items():
-            if isinstance(value, Mapping):
-                lines.append(f"{name}:")
-                lines += [f"  {k}: {_short(v)}" for k, v in value.items()]
-            else:
-                lines.append(f"{name}: {_short(value)}")
-        return "\n".join(lines)
+        return "\n".join(_lines(self.facts))
 
     __repr__ = __str__
+
+
+def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{name}:" if value else f"{indent}{name}: none"
+            yield from _lines(value, indent + "  ")
+        else:
+            yield f"{indent}{name}: {_short(value)}"
 
 
 def _short(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return f"{value:.4g}"
     if isinstance(value, np.ndarray):
-        shown = ", ".join(map(str, value.ravel()[:5]))
+        shown = ", ".join(map(str, value.ravel()[:5])) or "none"
         return f"{shown}, ..." if value.size > 5 else shown
     return str(value)
 
@@ -85,10 +145,11 @@ def _stored(adata: Any, key: str | None) -> tuple[str, dict[str, Any]]:
         if len(runs) > 1:
             raise ConfigError(f"there are several results ({', '.join(runs)}); say which with key=")
         key = next(iter(runs))
-    key = key_of(key).removeprefix("X_")
-    if key not in runs:
+    asked = key_of(key)
+    found = next((k for k in (asked, asked.removeprefix("X_")) if k in runs), None)
+    if found is None:
         raise ConfigError(f"no result {key!r}; there are {', '.join(runs)}")
-    return key, runs[key]
+    return found, runs[found]
 
 
 def embedding(adata: Any, key: str | None = None) -> pd.DataFrame:
@@ -111,7 +172,10 @@ def embedding(adata: Any, key: str | None = None) -> pd.DataFrame:
         If there is no such result.
     """
     key, _facts = _stored(adata, key)
-    values = np.asarray(adata.obsm[f"X_{key}"])
+    slot = Slots(key).cells
+    if slot not in adata.obsm:
+        raise ConfigError(f"adata.uns tells of a result {key!r}, but adata.obsm holds no {slot!r}; was it removed?")
+    values = np.asarray(adata.obsm[slot])
     return pd.DataFrame(values, index=adata.obs_names, columns=[f"{key}_{i + 1}" for i in range(values.shape[1])])
 
 
