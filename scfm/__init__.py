@@ -17,7 +17,6 @@ _PARTS = (
     "genes",
     "get",
     "models",
-    "pl",
     "pp",
     "tl",
     "tokenizers",
