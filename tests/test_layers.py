@@ -104,8 +104,8 @@ def all_imports() -> list[Import]:
 
 
 def height(part: str) -> int:
-    """Layer of a part; the package itself and private modules without a layer (``scfm/_accessor.py``) stand on top."""
-    return HEIGHT.get(part, TOP + 1)
+    """Layer of a part; private modules without a layer (``scfm/_accessor.py``) stand on top, the package above them."""
+    return HEIGHT.get(part, TOP + 1 if part else TOP + 2)
 
 
 def goes_up(found: Import) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from scfm.errors import ConfigError
@@ -44,3 +46,28 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype not in names:
         raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(names)}")
     return names[dtype]
+
+
+def peak_memory_gb(device: torch.device) -> float | None:
+    """Highest memory of the GPU, or of this process, so far, in GB; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def devices() -> dict[str, str]:
+    """What torch can compute on here, and in words what it is, the best first."""
+    found = {}
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(i)
+            found[f"cuda:{i}"] = f"{facts.name}, {facts.total_memory / 1e9:.0f} GB"
+    if torch.backends.mps.is_available():
+        found["mps"] = "Apple GPU, float32 only"
+    found["cpu"] = f"{torch.get_num_threads()} threads"
+    return found

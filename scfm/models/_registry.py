@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -108,18 +109,39 @@ def load(
     CheckpointError
         If files are missing, damaged, unsafe or do not fit together; nothing is loaded halfway.
     """
+    path, family = locate(name_or_path, family, revision)
+    model = _open(path, family, checkpoint)
+    if model.card.name == path.name and path != Path(name_or_path).expanduser():
+        # a folder of the hub's cache is named by a commit
+        model.card = replace(model.card, name=str(name_or_path))
+    return model
+
+
+def locate(name_or_path: str | Path, family: str | None = None, revision: str | None = None) -> tuple[Path, str | None]:
+    """Where a model's files are, fetched if need be, and the family to read them as (None: to be recognised).
+
+    Parameters
+    ----------
+    name_or_path, family, revision
+        See `load`.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        See `load`.
+    """
     if family is not None and family not in FAMILIES:
         raise ConfigError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
     text = str(name_or_path)
     known = cards()
     path = Path(name_or_path).expanduser()
     if text in known and not path.is_dir():
-        return _open_registered(known[text], family, revision, checkpoint)
+        return _locate_registered(known[text], family, revision)
     if path.exists():
-        return _open(path, family, checkpoint)
+        return path, family
     if text.count("/") in (1, 2) and not text.startswith((".", "/", "~")):
         owner, repository, *folder = text.split("/")
-        return _open(_download(f"{owner}/{repository}", "".join(folder), revision), family, checkpoint)
+        return _download(f"{owner}/{repository}", "".join(folder), revision), family
     close = [n for n in known if n.startswith(text[:4].lower())] or [*known]
     raise ConfigError(
         f"no model {text!r}: it is no registered name (such as {', '.join(close[:4])}; see scfm.models.list()), "
@@ -127,16 +149,14 @@ def load(
     )
 
 
-def _open_registered(
-    card: ModelCard, family: str | None, revision: str | None, checkpoint: str | None
-) -> FoundationModel:
+def _locate_registered(card: ModelCard, family: str | None, revision: str | None) -> tuple[Path, str | None]:
     if card.name in BUILT_IN:
-        return _open(_built_in(card.name), None, checkpoint)
+        return _built_in(card.name), None
     placed = home() / card.name
     if placed.is_dir():
-        return _open(placed, family or card.family, checkpoint)
+        return placed, family or card.family
     if card.hub is not None:
-        return _open(_download(*card.hub, revision, card), family or card.family, checkpoint)
+        return _download(*card.hub, revision, card), family or card.family
     wanted = ", ".join(f"{n} ({size:,} bytes)" if size else n for n, size in card.files.items())
     raise CheckpointError(
         f"the weights of {card.name} are not on this machine, and the authors do not publish them where they could be "

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 
-import torch
-
 from scfm.counts import CountSource
 from scfm.models import FoundationModel
+from scfm.models._device import peak_memory_gb
 from scfm.models._stream import Job, embed_blocks
 
 N_CELLS = 64
@@ -71,18 +69,7 @@ def dry_run_report(model: FoundationModel, source: CountSource, job: Job) -> Dry
         n_timed=n,
         cells_per_second=n / seconds,
         minutes=source.shape[0] * seconds / max(n, 1) / 60,
-        peak_memory_gb=_peak_memory(model.device),
+        peak_memory_gb=peak_memory_gb(model.device),
         tokens_per_cell=float(result.per_cell["n_tokens"].mean()) if n else 0.0,
         truncated_share=float((result.per_cell["n_dropped"] > 0).mean()) if n else 0.0,
     )
-
-
-def _peak_memory(device: torch.device) -> float | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
