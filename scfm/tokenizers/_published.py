@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import lzma
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 
+from scfm import genes
 from scfm.errors import TokenizerError
 from scfm.tokenizers._rank import RankValueTokenizer
 from scfm.tokenizers.families import by_id, geneformer
@@ -20,12 +22,15 @@ def rank_value(name: str) -> RankValueTokenizer:
         raise TokenizerError(f"no published tokenizer {name!r} ships with scfm; there are {', '.join(_RANK_VALUE)}")
     stem, max_length = _RANK_VALUE[name]
     table = _table(f"{stem}_vocab.tsv.xz")
-    return geneformer(
+    made = geneformer(
         names=by_id({token: int(i) for token, i, _ in table}),
         medians={token: float(median) for token, _, median in table if median},
         aliases=dict(_table(f"{stem}_aliases.tsv.xz")),
         max_length=max_length,
     )
+    shown = genes.table("human").set_index("ensembl_id")["symbol"].to_dict()
+    symbols = tuple(shown.get(n) or n for n in made.vocabulary.names)
+    return replace(made, vocabulary=replace(made.vocabulary, symbols=symbols))
 
 
 def _table(name: str) -> list[list[str]]:
