@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from scfm.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,18 @@ class ModelCard:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelCard:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises
+        ------
+        CheckpointError
+            If an entry is missing or unknown.
+        """
+        unknown = sorted(set(data) - {f.name for f in fields(cls)})
+        if unknown or not {"name", "family"} <= set(data):
+            raise CheckpointError(
+                f"a model card needs name and family and has unknown entries {', '.join(unknown) or 'none'}; a newer scfm "
+                "may have written it"
+            )
         hub = data.get("hub")
         return cls(**{**data, "hub": tuple(hub) if hub else None, "options": tuple(data.get("options", ()))})

@@ -9,13 +9,13 @@ import torch
 from scfm.errors import ConfigError
 
 
-def resolve_device(device: str | torch.device | None, current: torch.device | None = None) -> torch.device:
+def resolve_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, or the best one at hand.
 
     Raises
     ------
     ConfigError
-        If the device is not there.
+        If there is no such device.
     """
     if device is None or device == "auto":
         if torch.cuda.is_available():
@@ -23,8 +23,12 @@ def resolve_device(device: str | torch.device | None, current: torch.device | No
         if torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")
-    chosen = torch.device(device)
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(chosen.type, True)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={str(device)!r} is no device; there are 'cpu', 'cuda', 'cuda:1', 'mps'") from error
+    cuda = torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()
+    there = {"cuda": cuda, "mps": torch.backends.mps.is_available()}.get(chosen.type, True)
     if not there:
         raise ConfigError(
             f"device={str(device)!r} was asked for, but torch {torch.__version__} sees no such device here"
@@ -40,12 +44,12 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     ConfigError
         If the name is not a floating precision.
     """
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
     if dtype not in names:
-        raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(names)}")
-    return names[dtype]
+        raise ConfigError(f"dtype={str(dtype)!r} is not one of {', '.join(names)}")
+    return names[str(dtype)]
 
 
 def peak_memory_gb(device: torch.device) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from scfm.models._card import ModelCard
-from scfm.models._keys import Key, fill
+from scfm.models._keys import Key, check_copies, fill
 from scfm.models._model import FoundationModel
 from scfm.tokenizers import Tokenizer
 from scfm.transformer import CellTransformerConfig
@@ -29,6 +29,8 @@ class Family:
         Whether a folder or file is in the family's official layout.
     read
         Reads it: ``read(path, checkpoint)`` with the name of the weight set within a file, or None.
+    files
+        Names of the files of its official layout that are read, wherever there is a choice all of them.
     companions
         What a user must put where, when something is missing.
     """
@@ -37,7 +39,8 @@ class Family:
     cards: tuple[ModelCard, ...]
     recognise: Callable[[Path], bool]
     read: Callable[[Path, str | None], FoundationModel]
-    companions: str = ""
+    files: tuple[str, ...]
+    companions: str
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class Reading:
         Of the transformer.
     state
         The checkpoint's tensors under their own names.
-    keys, ignored
-        The family's key table.
+    keys, ignored, copies
+        The family's key table: what is filled, what is not used and why, and which tensors repeat others.
     tokenizer, card, labels
         See `FoundationModel`.
     source
@@ -66,6 +69,7 @@ class Reading:
     card: ModelCard
     source: str
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
 
 
 def assemble(reading: Reading) -> FoundationModel:
@@ -76,5 +80,6 @@ def assemble(reading: Reading) -> FoundationModel:
     CheckpointError
         If a tensor is unknown, missing, double, or of the wrong shape.
     """
+    check_copies(reading.state, reading.copies, reading.source)
     model, dropped = fill(reading.config, reading.state, reading.keys, reading.ignored, reading.source)
     return FoundationModel(model, reading.tokenizer, reading.card, dict(reading.labels), dropped)

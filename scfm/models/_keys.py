@@ -47,8 +47,30 @@ def fill(
         model = CellTransformer(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     ours, dropped = translate(state, shapes, keys, ignored, source)
-    model.load_state_dict({k: v.clone() for k, v in ours.items()}, strict=True, assign=True)
+    model.load_state_dict({name: _owned(tensor) for name, tensor in ours.items()}, strict=True, assign=True)
     return model, dropped
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    """The tensor, copied where its memory belongs to others too."""
+    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def check_copies(state: Mapping[str, Tensor], copies: Mapping[str, str], source: str) -> None:
+    """Tensors that are stored twice must be equal, since one of the two is ignored.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor of ``copies`` (copy: original) differs from its original.
+    """
+    for copy, original in copies.items():
+        if copy in state and original in state and not torch.equal(state[copy], state[original]):
+            raise CheckpointError(
+                f"{source}: {copy} should be a copy of {original}, but it differs; a model with two separate tables "
+                "cannot be read"
+            )
 
 
 def translate(
@@ -112,7 +134,9 @@ def translate(
         if target in filled:
             _check_shape(name, tensor, filled[target].shape[1:], source)
             filled[target] = filled[target] + tensor
+    added = {target for _name, target, _tensor in additions}
     missing = [n for n in shapes if n not in filled]
+    missing += [f"{k.pattern} (part of {k.target})".replace("\\", "") for k in keys if k.add and k.target not in added]
     missing += [n for n, absent in blocks.items() if absent]
     if missing:
         raise CheckpointError(

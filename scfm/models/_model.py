@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from scfm.models._device import resolve_device, resolve_dtype
 from scfm.models._gene_vectors import GeneSums, GeneVectors
 from scfm.models._generation import ask, same_for_all
 from scfm.models._keys import Key, fill
-from scfm.models._reading import as_state, read_json, read_tensors
+from scfm.models._reading import as_state, read_json, read_settings, read_tensors
 from scfm.models._run import Budget, run, to_numpy
 from scfm.tokenizers import Tokenizer, Tokens
 from scfm.transformer import CellTransformer, CellTransformerConfig, PackedBatch, choose
@@ -55,6 +55,15 @@ class FoundationModel:
     'scfm-mini'
     """
 
+    files: ClassVar[tuple[str, ...]] = (
+        MODEL_FILE,
+        WEIGHTS_FILE,
+        "config.json",
+        "tokenizer.json",
+        "tokenizer.npz",
+        "vocabulary.json",
+    )
+    """Our own layout."""
     transformer: CellTransformer
     tokenizer: Tokenizer
     card: ModelCard
@@ -92,8 +101,8 @@ class FoundationModel:
 
     @property
     def heads(self) -> dict[str, Head]:
-        """The outputs by name, each callable on tokens."""
-        return {name: Head(self, name) for name in self.transformer.heads}
+        """The outputs by name, each callable on tokens; an unknown name is a `ConfigError`."""
+        return _Heads({name: Head(self, name) for name in self.transformer.heads})
 
     def to(
         self,
@@ -103,7 +112,7 @@ class FoundationModel:
     ) -> FoundationModel:
         """Move to a device, precision and attention implementation; returns itself."""
         chosen_dtype = resolve_dtype(dtype) or self.dtype
-        chosen = resolve_device(device, self.device)
+        chosen = resolve_device(device)
         if chosen.type == "mps" and chosen_dtype != torch.float32:
             raise ConfigError(f"on Apple's MPS only float32 is supported, not {chosen_dtype}; pass dtype='float32'")
         self.transformer.to(device=chosen, dtype=chosen_dtype)
@@ -245,8 +254,10 @@ class FoundationModel:
         Raises
         ------
         ConfigError
-            If contextual vectors are asked for without tokens.
+            If contextual vectors are asked for without tokens, or there is no such kind.
         """
+        if kind not in ("contextual", "input"):
+            raise ConfigError(f"kind={kind!r} is neither 'contextual' nor 'input'")
         if kind == "input":
             ids = np.arange(len(self.vocabulary))
             with torch.inference_mode():
@@ -353,7 +364,7 @@ class FoundationModel:
     def from_pretrained(cls, folder: str | Path) -> FoundationModel:
         """Read what `save_pretrained` wrote."""
         folder = Path(folder)
-        about = read_json(folder / MODEL_FILE)
+        about = read_settings(folder / MODEL_FILE, ("card", "labels"))
         config = CellTransformerConfig.from_dict(read_json(folder / "config.json", "the configuration"))
         weights = folder / WEIGHTS_FILE
         transformer = fill(config, as_state(read_tensors(weights), weights), [Key("(.+)", r"\1")], {}, str(weights))[0]
@@ -399,6 +410,11 @@ class Head:
         if out is None:
             raise ConfigError("there are no tokens to apply a head to")
         return out
+
+
+class _Heads(dict[str, Head]):
+    def __missing__(self, name: str) -> Head:
+        raise ConfigError(f"this checkpoint has no head {name!r}; it has {', '.join(self) or 'none'}")
 
 
 def _token_index(tokens: Tokens, cells: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,47 @@ KINDS = (
 )
 """Leading bytes of what people download under the name of a checkpoint."""
 
+
+def _latin1(text: str, _encoding: str) -> bytes:
+    """What old pickles call to get at the bytes of a numpy scalar."""
+    return text.encode("latin1")
+
+
 PICKLE_NAMES: dict[tuple[str, str], Any] = {
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _latin1,
     ("numpy", "dtype"): np.dtype,
     ("numpy", "ndarray"): np.ndarray,
     **{
-        (f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)  # type: ignore[attr-defined]
+        (f"numpy.{core}.{module}", name): getattr(getattr(np._core, module), name)  # type: ignore[attr-defined]
         for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
+        for module, name in (("multiarray", "scalar"), ("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
     },
 }
 """The only objects a pickled dictionary may name."""
 
 
+DAMAGED = (
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What Python's own reader raises on a damaged pickle."""
+
+
 def kind_of(path: Path) -> str:
     """What a file is, by its first bytes."""
-    head = path.open("rb").read(512)
+    with path.open("rb") as file:
+        head = file.read(512)
     if not head:
         return "an empty file"
     for start, magic, kind in KINDS:
@@ -97,7 +121,7 @@ def read_pickle(path: str | Path) -> Any:
         return _RestrictedUnpickler(io.BytesIO(path.read_bytes())).load()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise CheckpointError(
             f"{path} is {kind_of(path)} and cannot be read as a pickled dictionary ({error}); download it again"
         ) from error
@@ -118,6 +142,29 @@ def read_json(path: str | Path, what: str = "a JSON file", hint: str = "") -> An
         raise CheckpointError(f"{path} is {kind_of(path)}, not JSON ({error}); download it again") from error
 
 
+def is_json_with(path: Path, key: str, value: Any) -> bool:
+    """Whether a file is there and is a JSON object that has ``value`` under ``key``."""
+    if not path.is_file():
+        return False
+    data = read_json(path)
+    return isinstance(data, dict) and data.get(key) == value
+
+
+def read_settings(path: str | Path, needed: Sequence[str], hint: str = "") -> dict[str, Any]:
+    """A configuration in JSON.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing, damaged, or lacks one of the ``needed`` settings.
+    """
+    settings = read_json(path, "the configuration", hint)
+    absent = [n for n in needed if n not in settings] if isinstance(settings, dict) else [*needed]
+    if absent:
+        raise CheckpointError(f"{path} lacks {', '.join(absent)}; it is not the configuration of this kind of model")
+    return dict(settings)
+
+
 def read_tensors(path: str | Path) -> dict[str, Any]:
     """The dictionary of a torch or safetensors file; tensors on the CPU.
 
@@ -128,26 +175,36 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     """
     path = require(Path(path), "the weight file")
     kind = kind_of(path)
+    expected = ("a safetensors file",) if path.suffix == ".safetensors" else ("a torch file", "a pickle")
+    if kind not in expected:
+        raise CheckpointError(f"{path} is {kind}, not {expected[0]}; download it again")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        if kind not in ("a torch file", "a pickle"):
-            raise CheckpointError(f"{path} is {kind}, not a torch file; download it again")
         with torch.serialization.safe_globals(list(_numpy_globals())):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds objects that are not plain tensors and was not read (nothing was executed): "
-            f"{str(error).splitlines()[0]}"
+            f"{path} was not read, and nothing in it was executed: {_reason(error)}; only plain tensors and numbers are "
+            "read"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (*DAMAGED, AssertionError, OSError, SafetensorError, zipfile.BadZipFile) as error:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read ({reason}); it may be truncated: download it again"
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read ({_reason(error)}); it may be truncated: download it "
+            "again"
         ) from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds {type(loaded).__name__}, but a dictionary of tensors was expected")
     return dict(loaded)
+
+
+def _reason(error: Exception) -> str:
+    """What torch's reader found, without its advice to switch the protection off."""
+    text = str(error) or type(error).__name__
+    asked = re.search(r"GLOBAL (\S+)", text)
+    if asked is not None:
+        return f"it asks for {asked[1]}"
+    return "its pickle is damaged" if text.startswith("Weights only load failed") else text.splitlines()[0]
 
 
 def _numpy_globals() -> Any:
@@ -161,11 +218,16 @@ def as_state(data: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     Raises
     ------
     CheckpointError
-        If something in it is not a tensor.
+        If something in it is not a tensor, or two names differ in the prefix only.
     """
-    state = {}
+    state: dict[str, Tensor] = {}
     for key, value in data.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: the entry {key!r} is {type(value).__name__}, but a tensor was expected")
-        state[key.removeprefix("module.")] = value.float() if value.is_floating_point() else value
+        name = str(key).removeprefix("module.")
+        if name in state:
+            raise CheckpointError(
+                f"{path} holds {name} with and without the prefix 'module.'; which one counts is unclear"
+            )
+        state[name] = value.float() if value.is_floating_point() else value
     return state

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -68,13 +68,20 @@ def list() -> pd.DataFrame:
             "licence": card.licence,
             "source": card.source,
             "verified": card.verified,
-            "here": name in BUILT_IN or (home() / name).is_dir(),
+            "here": name in BUILT_IN or (home() / name).is_dir() or _is_cached(card),
         }
         for name, card in cards().items()
     }
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index.name = "name"
     return table.astype({"parameters": "Int64", "context": "Int64"})
+
+
+def _is_cached(card: ModelCard) -> bool:
+    if card.hub is None:
+        return False
+    repository, folder = card.hub
+    return all(isinstance(try_to_load_from_cache(repository, f"{folder}/{name}"), str) for name in card.files)
 
 
 def load(
@@ -109,11 +116,16 @@ def load(
     CheckpointError
         If files are missing, damaged, unsafe or do not fit together; nothing is loaded halfway.
     """
-    path, family = locate(name_or_path, family, revision)
-    model = _open(path, family, checkpoint)
-    if model.card.name == path.name and path != Path(name_or_path).expanduser():
+    found = _find(name_or_path, family, revision)
+    model = _open(found.path, found.family, checkpoint)
+    if found.card is not None:
+        model.card = found.card
+    elif model.card.name == found.path.name and found.fetched:
         # a folder of the hub's cache is named by a commit
         model.card = replace(model.card, name=str(name_or_path))
+    if model.card.binding and model.card.name not in _told:
+        _told.add(model.card.name)
+        log.warning("%s: %s", model.card.name, model.card.binding)
     return model
 
 
@@ -130,18 +142,42 @@ def locate(name_or_path: str | Path, family: str | None = None, revision: str | 
     ConfigError, CheckpointError
         See `load`.
     """
+    found = _find(name_or_path, family, revision)
+    return found.path, found.family
+
+
+@dataclass(frozen=True)
+class _Found:
+    path: Path
+    family: str | None
+    card: ModelCard | None
+    fetched: bool = False
+
+
+def _find(name_or_path: str | Path, family: str | None, revision: str | None) -> _Found:
     if family is not None and family not in FAMILIES:
         raise ConfigError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
     text = str(name_or_path)
     known = cards()
     path = Path(name_or_path).expanduser()
-    if text in known and not path.is_dir():
-        return _locate_registered(known[text], family, revision)
+    card = known.get(text) if not path.is_dir() else None
+    if card is not None:
+        path = _built_in(text) if text in BUILT_IN else home() / text
+        family = family or (card.family if card.family in FAMILIES else None)
     if path.exists():
-        return path, family
-    if text.count("/") in (1, 2) and not text.startswith((".", "/", "~")):
-        owner, repository, *folder = text.split("/")
-        return _download(f"{owner}/{repository}", "".join(folder), revision), family
+        if revision is not None:
+            raise ConfigError(f"revision={revision!r} picks a version on the model hub, but {path} is a folder here")
+        return _Found(path, family, card)
+    hub = card.hub if card is not None else _hub_name(text)
+    if hub is not None:
+        card = card or next((c for c in known.values() if c.hub == hub), None)
+        return _Found(_download(*hub, revision, card), family or (card.family if card else None), card, fetched=True)
+    if card is not None:
+        raise CheckpointError(
+            f"the weights of {text} are not on this machine, and the authors do not publish them where they could be "
+            f"fetched from here. Get {_with_sizes(card)} from {card.source} (licence: {card.licence}) and put them into "
+            f"{path}"
+        )
     close = [n for n in known if n.startswith(text[:4].lower())] or [*known]
     raise ConfigError(
         f"no model {text!r}: it is no registered name (such as {', '.join(close[:4])}; see scfm.models.list()), "
@@ -149,39 +185,33 @@ def locate(name_or_path: str | Path, family: str | None = None, revision: str | 
     )
 
 
-def _locate_registered(card: ModelCard, family: str | None, revision: str | None) -> tuple[Path, str | None]:
-    if card.name in BUILT_IN:
-        return _built_in(card.name), None
-    placed = home() / card.name
-    if placed.is_dir():
-        return placed, family or card.family
-    if card.hub is not None:
-        return _download(*card.hub, revision, card), family or card.family
-    wanted = ", ".join(f"{n} ({size:,} bytes)" if size else n for n, size in card.files.items())
-    raise CheckpointError(
-        f"the weights of {card.name} are not on this machine, and the authors do not publish them where they could be "
-        f"fetched from here. Get {wanted} from {card.source} (licence: {card.licence}) and put them into {placed}"
-    )
+def _hub_name(text: str) -> tuple[str, str] | None:
+    """Repository and folder of ``owner/repository[/folder]``."""
+    if text.count("/") not in (1, 2) or text.startswith((".", "/", "~")):
+        return None
+    owner, repository, *folder = text.split("/")
+    return f"{owner}/{repository}", "".join(folder)
+
+
+def _with_sizes(card: ModelCard) -> str:
+    return ", ".join(f"{name} ({size:,} bytes)" if size else name for name, size in card.files.items())
 
 
 def _open(path: Path, family: str | None, checkpoint: str | None) -> FoundationModel:
-    if (path / MODEL_FILE).is_file() and family is None:
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; pass the folder that holds it and its companions")
+    if (path / MODEL_FILE).is_file():
         if checkpoint is not None:
             raise CheckpointError(f"{path} holds one weight set; checkpoint={checkpoint!r} does not exist")
-        model = FoundationModel.from_pretrained(path)
-    else:
-        model = (FAMILIES[family] if family else _recognise(path)).read(path, checkpoint)
-    if model.card.binding and model.card.name not in _told:
-        _told.add(model.card.name)
-        log.warning("%s: %s", model.card.name, model.card.binding)
-    return model
+        return FoundationModel.from_pretrained(path)
+    return (FAMILIES[family] if family else _recognise(path)).read(path, checkpoint)
 
 
 def _recognise(path: Path) -> Family:
     fitting = [f for f in FAMILIES.values() if f.recognise(path)]
     if len(fitting) == 1:
         return fitting[0]
-    inside = sorted(p.name for p in path.iterdir())[:10] if path.is_dir() else [path.name]
+    inside = sorted(p.name for p in path.iterdir())[:10]
     layouts = "; ".join(f"{f.name}: {f.companions}" for f in FAMILIES.values())
     raise CheckpointError(
         f"{path} (with {', '.join(inside) or 'nothing in it'}) is not recognised as a model of one family; "
@@ -189,25 +219,31 @@ def _recognise(path: Path) -> Family:
     )
 
 
-def _patterns(folder: str, card: ModelCard | None) -> Iterator[str]:
-    prefix = f"{folder}/" if folder else ""
-    names = [*card.files] if card is not None else ["*.json", "*.safetensors", "*.npz"]
-    yield from (prefix + name for name in names)
+def _file_names(card: ModelCard | None) -> tuple[str, ...]:
+    if card is not None:
+        return tuple(card.files)
+    official = {name for family in FAMILIES.values() for name in family.files}
+    return tuple(sorted({*official, *FoundationModel.files}))
 
 
 def _download(repository: str, folder: str, revision: str | None, card: ModelCard | None = None) -> Path:
-    patterns = [*_patterns(folder, card)]
+    wanted = [f"{folder}/{name}" if folder else name for name in _file_names(card)]
     try:
-        root = snapshot_download(repository, revision=revision, allow_patterns=patterns)
+        root = snapshot_download(repository, revision=revision, allow_patterns=wanted)
+    except HFValidationError as error:
+        raise ConfigError(f"{repository!r} is neither a folder on this machine nor a name on the model hub") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise CheckpointError(
-            f"the model hub has no repository {repository} at revision {revision or 'main'}: check the name"
+            f"the model hub has no repository {repository} at revision {revision or 'main'}, and there is no folder of "
+            "that name on this machine: check the name"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         placed = home() / (card.name if card is not None else "a-name-of-yours")
+        names = _with_sizes(card) if card is not None else ", ".join(wanted)
         raise CheckpointError(
-            f"{repository} is not in the local hub cache and could not be fetched ({type(error).__name__}). On a machine "
-            f"with access download {', '.join(patterns)}, put the files into {placed} and load them by that path"
+            f"{repository} is no folder on this machine, is not in the local hub cache, and could not be fetched "
+            f"({type(error).__name__}). On a machine with access download {names} of its folder {folder or '.'}, put "
+            f"the files into {placed} and load them by that name"
         ) from error
     path = Path(root) / folder
     if not path.is_dir():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from scfm.models._card import ModelCard
 from scfm.models._family import Family, Reading, assemble
 from scfm.models._keys import Key
 from scfm.models._model import FoundationModel
-from scfm.models._reading import as_state, read_json, read_pickle, read_tensors
+from scfm.models._reading import as_state, is_json_with, read_pickle, read_settings, read_tensors
 from scfm.tokenizers import RankValueTokenizer, families
 from scfm.transformer import (
     CellTransformerConfig,
@@ -26,6 +28,8 @@ from scfm.transformer import (
     TermSpec,
     make_config,
 )
+
+log = logging.getLogger("scfm")
 
 PUBLISHED_SIZES: dict[int, Literal["geneformer-v1", "geneformer-v2"]] = {25426: "geneformer-v1", 20275: "geneformer-v2"}
 
@@ -54,10 +58,27 @@ CELL_HEAD = (
     Key(r"classifier\.(weight|bias)", r"heads.cell_classifier.mlp.linears.1.\1"),
 )
 GENE_HEAD = (Key(r"classifier\.(weight|bias)", r"heads.gene_classifier.mlp.linears.0.\1"),)
+COPIES = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
 IGNORED = {
     r"bert\.embeddings\.position_ids": "a constant 0, 1, 2, ...",
-    r"cls\.predictions\.decoder\.(weight|bias)": "a copy of the gene table and of the head's bias",
+    **{re.escape(copy): f"a copy of {original}" for copy, original in COPIES.items()},
 }
+SETTINGS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def config(bert: Mapping[str, Any], heads: Mapping[str, HeadSpec], *, special_tokens: bool) -> CellTransformerConfig:
@@ -123,21 +144,22 @@ def read(path: Path, checkpoint: str | None = None) -> FoundationModel:
     """A checkpoint folder: ``config.json`` with ``model.safetensors`` or ``pytorch_model.bin``."""
     if checkpoint is not None:
         raise CheckpointError(f"a Geneformer folder holds one weight set; checkpoint={checkpoint!r} does not exist")
-    bert = read_json(path / "config.json", "the configuration")
-    names = ("model.safetensors", "pytorch_model.bin")
-    weights = next((path / name for name in names if (path / name).is_file()), path / names[0])
+    bert = read_settings(path / "config.json", SETTINGS, FAMILY.companions)
+    weights = next((path / name for name in WEIGHTS if (path / name).is_file()), path / WEIGHTS[0])
     state = as_state(read_tensors(weights), weights)
     tokenizer = _tokenizer(path, bert["vocab_size"], bert["max_position_embeddings"])
     special_tokens = "cls" in tokenizer.vocabulary.specials
     heads = heads_of(state, bert)
     extra = {"cell_classifier": CELL_HEAD, "gene_classifier": GENE_HEAD}
-    labels = {name: found for name in heads if (found := _labels(path, name, len(state.get("classifier.bias", ()))))}
+    classifiers = {name: head.mlp.widths[-1] for name, head in heads.items() if name in extra}
+    labels = {name: found for name, n in classifiers.items() if (found := _labels(path, name, n))}
     return assemble(
         Reading(
             config=config(bert, heads, special_tokens=special_tokens),
             state=state,
             keys=(*KEYS, *(key for name in heads for key in extra.get(name, ()))),
             ignored=IGNORED,
+            copies=COPIES,
             tokenizer=tokenizer,
             card=_card_of(bert, path),
             source=str(weights),
@@ -189,17 +211,16 @@ def _one(folder: Path, pattern: str) -> dict[Any, Any]:
 
 
 def _labels(path: Path, head: str, n_classes: int) -> list[str] | None:
-    """Class names from ``<prefix>_{cell,gene}_id_class_dict.pkl`` in the folder or one of its parents."""
-    kind = head.removesuffix("_classifier")
+    """Class names from ``<prefix>_id_class_dict.pkl`` in the folder or the nearest parent that has one that fits."""
+    other = "_gene_" if head == "cell_classifier" else "_cell_"
     for base in (path, *list(path.absolute().parents)[:3]):
-        for file in sorted(base.glob("*id_class_dict.pkl")):
-            names = (
-                read_pickle(file)
-                if kind in file.name or f"_{'gene' if kind == 'cell' else 'cell'}_" not in file.name
-                else {}
-            )
-            if len(names) == n_classes and n_classes:
-                return [str(names[i]) for i in range(n_classes)]
+        files = [file for file in sorted(base.glob("*id_class_dict.pkl")) if other not in file.name]
+        fitting = [names for file in files if set(names := read_pickle(file)) == set(range(n_classes))]
+        if len(fitting) > 1:
+            log.warning("%s: %d class dictionaries fit, so the classes stay without names", base, len(fitting))
+            return None
+        if fitting:
+            return [str(fitting[0][i]) for i in range(n_classes)]
     return None
 
 
@@ -284,15 +305,11 @@ CARDS = (
 )
 
 
-def _recognise(path: Path) -> bool:
-    file = path / "config.json"
-    return file.is_file() and read_json(file).get("model_type") == "bert"
-
-
 FAMILY = Family(
     name="geneformer",
     cards=CARDS,
-    recognise=_recognise,
+    recognise=lambda path: is_json_with(path / "config.json", "model_type", "bert"),
     read=read,
+    files=("config.json", *WEIGHTS),
     companions="config.json and model.safetensors (or pytorch_model.bin); the published gene dictionaries come with scfm",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from scfm.models._card import ModelCard
 from scfm.models._family import Family, Reading, assemble
 from scfm.models._keys import Key
 from scfm.models._model import FoundationModel
-from scfm.models._reading import as_state, read_json, read_tensors
+from scfm.models._reading import as_state, read_json, read_settings, read_tensors
 from scfm.tokenizers import BinnedTokenizer, families
 from scfm.transformer import (
     CellTransformerConfig,
@@ -37,6 +38,8 @@ GENERATED = QueryOnlySpec(sees_itself=True, projected=False, channels={"flag": 1
 
 LAYER = r"transformer_encoder\.layers\.(\d+)\."
 QKV = r"self_attn\.(?:_impl\.)?(?:Wqkv\.|in_proj_)(weight|bias)"
+GENE_TABLE = "encoder.embedding.weight"
+FEED_FORWARD = "transformer_encoder.layers.0.linear1.weight"
 FC = {"0": 0, "2": 1, "4": 2}
 
 
@@ -86,9 +89,8 @@ def config(args: Mapping[str, Any], state: Mapping[str, Tensor]) -> CellTransfor
 
     Which heads and terms there are is told by the keys.
     """
-    rows, d = state["encoder.embedding.weight"].shape
+    rows, d = state[GENE_TABLE].shape
     p = float(args.get("dropout", 0.0))
-    n_layers = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("transformer_encoder.layers."))
     terms = {
         "gene": TermSpec("table", rows=rows, norm=True),
         "value": TermSpec(
@@ -109,11 +111,11 @@ def config(args: Mapping[str, Any], state: Mapping[str, Tensor]) -> CellTransfor
     n_domains = sum(k.startswith("dsbn.") and k.endswith(".running_mean") for k in state)
     return make_config(
         encoder=StackSpec(
-            n_layers=n_layers,
+            n_layers=_n_layers(state),
             width=d,
             n_heads=args["nheads"],
             head_dim=d // args["nheads"],
-            ff=len(state["transformer_encoder.layers.0.linear1.weight"]),
+            ff=len(state[FEED_FORWARD]),
             dropout=p,
             attention_dropout=p,
             ff_dropout=p,
@@ -132,6 +134,10 @@ def config(args: Mapping[str, Any], state: Mapping[str, Tensor]) -> CellTransfor
         domain_channel="batch",
         query_only=GENERATED.to_dict() if "flag_encoder.weight" in state else None,
     )
+
+
+def _n_layers(state: Mapping[str, Tensor]) -> int:
+    return 1 + max(int(found[1]) for name in state if (found := re.match(LAYER, name)))
 
 
 def _heads(state: Mapping[str, Tensor], d: int, context: tuple[str, ...]) -> dict[str, HeadSpec]:
@@ -173,12 +179,20 @@ def read(path: Path, checkpoint: str | None = None) -> FoundationModel:
     """A checkpoint folder: ``args.json``, ``vocab.json``, ``best_model.pt``."""
     if checkpoint is not None:
         raise CheckpointError(f"an scGPT folder holds one weight set; checkpoint={checkpoint!r} does not exist")
-    args = read_json(path / "args.json", "the configuration", FAMILY.companions)
+    args = read_settings(path / "args.json", ("nheads",), FAMILY.companions)
     weights = path / "best_model.pt"
     state = as_state(read_tensors(weights), weights)
-    if "encoder.embedding.weight" not in state:
-        raise CheckpointError(f"{weights} has no encoder.embedding.weight; it is not an scGPT model")
-    tokenizer = _tokenizer(path, args, len(state["encoder.embedding.weight"]))
+    absent = [name for name in (GENE_TABLE, FEED_FORWARD) if name not in state]
+    if absent:
+        raise CheckpointError(f"{weights} has no {absent[0]}; it is not an scGPT model")
+    sizes = {"embsize": state[GENE_TABLE].shape[1], "d_hid": len(state[FEED_FORWARD]), "nlayers": _n_layers(state)}
+    for name, size in sizes.items():
+        if args.get(name, size) != size:
+            raise CheckpointError(
+                f"{path / 'args.json'} says {name} = {args[name]}, but best_model.pt has {size}; the two files are of "
+                "different models"
+            )
+    tokenizer = _tokenizer(path, args, len(state[GENE_TABLE]))
     keys = [*KEYS, *_domain_keys(state)]
     for source, ours, _activation in _CLASSIFIERS:
         keys += _classifier(source, ours, _depth(state, source))
@@ -210,8 +224,9 @@ def _tokenizer(path: Path, args: Mapping[str, Any], rows: int) -> BinnedTokenize
     if [ids[n] for n in names] != [*range(len(names))]:
         raise CheckpointError(f"{path / 'vocab.json'}: the ids are not 0 to {len(names) - 1} without a gap")
     # the authors give <cls> the value of padding
-    cls_value = float(args["pad_value"])
-    tokenizer = families.scgpt(ids, max_length=args["max_seq_len"], n_bins=args["n_bins"], cls_value=cls_value)
+    cls_value = float(args.get("pad_value", -2))
+    max_length, n_bins = args.get("max_seq_len", 1200), args.get("n_bins", 51)
+    tokenizer = families.scgpt(ids, max_length=max_length, n_bins=n_bins, cls_value=cls_value)
     if len(tokenizer.vocabulary) != rows:
         raise CheckpointError(
             f"{path / 'vocab.json'} lists {len(tokenizer.vocabulary):,} tokens, but the gene table of best_model.pt has "
@@ -265,5 +280,6 @@ FAMILY = Family(
     cards=CARDS,
     recognise=lambda path: (path / "args.json").is_file() and (path / "best_model.pt").is_file(),
     read=read,
+    files=("args.json", "vocab.json", "best_model.pt"),
     companions="An scGPT folder holds args.json, vocab.json and best_model.pt of one release.",
 )
