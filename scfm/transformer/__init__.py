@@ -2,20 +2,11 @@
 
 from scfm.transformer._attention import ALIASES as ATTENTION_NAMES
 from scfm.transformer._attention import IMPLEMENTATIONS, choose, missing
-from scfm.transformer._config import (
-    CellTransformerConfig,
-    HeadSpec,
-    MLPSpec,
-    PartSpec,
-    QueryOnlySpec,
-    ReadoutSpec,
-    StackSpec,
-    TermSpec,
-    make_config,
-)
+from scfm.transformer._config import CellTransformerConfig, make_config
 from scfm.transformer._model import CellTransformer, HiddenStates
 from scfm.transformer._packing import PackedBatch, Segments, pack
 from scfm.transformer._readout import read_out
+from scfm.transformer._specs import HeadSpec, MLPSpec, PartSpec, QueryOnlySpec, ReadoutSpec, StackSpec, TermSpec
 
 __all__ = [
     "ATTENTION_NAMES",

@@ -113,7 +113,8 @@ def performer_attention(q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segme
     """FAVOR+ attention (Choromanski et al. 2021, arXiv:2009.14794), linear in the length of a cell.
 
     The features of a key are stabilised by the maximum over the heads, tokens and features of its
-    own cell, those of a query by the maximum over its features; 1e-4 is added to both.
+    own cell, those of a query by the maximum over its features; 1e-4 is added to both. The features are
+    exponentials and sums over thousands of keys, so they are made in float32 at least.
 
     Parameters
     ----------
@@ -121,10 +122,13 @@ def performer_attention(q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segme
         (features, head_dim) random rows, shared by the heads.
     """
     scale = q.shape[-1] ** -0.25
-    projection = projection.to(q.dtype)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    projection = projection.to(dtype)
     pieces = []
     for i in range(len(at.bounds) - 1):
-        qi, ki, vi = (x[s.bounds[i] : s.bounds[i + 1]].transpose(0, 1) for x, s in ((q, at), (k, to), (v, to)))
+        qi, ki, vi = (
+            x[s.bounds[i] : s.bounds[i + 1]].transpose(0, 1).to(dtype) for x, s in ((q, at), (k, to), (v, to))
+        )
         if qi.shape[1] == 0:
             continue
         # the maximum spans the heads, so it comes first; the features are then made head by head,
@@ -135,7 +139,7 @@ def performer_attention(q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segme
                 [_favor(qi[h] * scale, ki[h] * scale, vi[h], projection, peak) for h in range(qi.shape[0])], dim=1
             )
         )
-    return torch.cat(pieces) if pieces else torch.zeros_like(q)
+    return torch.cat(pieces).to(q.dtype) if pieces else torch.zeros_like(q)
 
 
 def _favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, peak: Tensor) -> Tensor:

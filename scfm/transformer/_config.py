@@ -1,292 +1,32 @@
-"""What can the one transformer be? Its switches, as plain data.
-
-Every published system is a value of `CellTransformerConfig`; the parts are small frozen
-dataclasses that are stored as JSON in ``config.json``.
-"""
+"""What can the one transformer be? Its switches, as plain data: every published system is one `CellTransformerConfig`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any
 
 from transformers import PreTrainedConfig
 
 from scfm.errors import ConfigError
+from scfm.transformer._specs import HeadSpec, MLPSpec, QueryOnlySpec, ReadoutSpec, StackSpec, TermSpec
 
-STEPS = ("relu", "gelu", "gelu_tanh", "leaky_relu", "tanh", "sigmoid", "norm", "dropout")
-"""What an `MLPSpec` may do between and after its linear maps."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A part of the configuration: built from, and turned into, plain JSON types."""
-
-    @classmethod
-    def build(cls, data: Mapping[str, Any] | Spec) -> Self:
-        """From a mapping.
-
-        Raises
-        ------
-        ConfigError
-            If a key is unknown.
-        """
-        if isinstance(data, Spec):
-            data = data.to_dict()
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise ConfigError(f"{cls.__name__} has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}")
-        return cls(**data)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain types."""
-        return asdict(self)
-
-    def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
-        if getattr(self, name) not in allowed:
-            raise ConfigError(
-                f"{type(self).__name__}.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}"
-            )
-
-
-@dataclass(frozen=True)
-class MLPSpec(Spec):
-    """Linear maps with steps between them and after the last.
-
-    Parameters
-    ----------
-    widths
-        Input width, inner widths, output width: one linear map per neighbouring pair.
-    between, end
-        Steps after every linear map but the last, and after the last (see `STEPS`).
-    bias, last_bias
-        Whether the linear maps, and the last one, have a bias.
-    eps
-        Of the norms among the steps.
-    dropout
-        Probability of the dropout steps.
-    slope
-        Of the leaky ReLU.
-    """
-
-    widths: tuple[int, ...]
-    between: tuple[str, ...] = ()
-    end: tuple[str, ...] = ()
-    bias: bool = True
-    last_bias: bool = True
-    eps: float = 1e-5
-    dropout: float = 0.0
-    slope: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name in ("widths", "between", "end"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        unknown = [s for s in (*self.between, *self.end) if s not in STEPS]
-        if unknown:
-            raise ConfigError(f"unknown step {unknown[0]!r}; an MLP may use {', '.join(STEPS)}")
-        if len(self.widths) < 2:
-            raise ConfigError(f"an MLP needs at least an input and an output width, not {self.widths}")
-
-
-@dataclass(frozen=True)
-class TermSpec(Spec):
-    """One summand of a token's input vector.
-
-    Parameters
-    ----------
-    source
-        ``table``: a row of a look-up table; ``scalar``: an MLP on a number;
-        ``bins``: a number softly spread over learned bins; ``bag``: a weighted sum of table rows
-        over all expressed genes, added to the first token of the cell.
-    channel
-        Which array of the batch feeds it: ``ids``, ``values``, ``positions`` or an extra channel.
-    rows, width
-        Of the table (width: the transformer's where None).
-    frozen
-        The table is a buffer: fixed vectors that are not trained.
-    unit
-        Rows are brought to unit length first.
-    mlp
-        Applied to the row, or to the number.
-    norm, eps
-        A layer norm after it.
-    scale
-        Factor of this term alone.
-    clip
-        Numbers are cut at this maximum (``scalar``).
-    alpha
-        Weight of the first activation in ``bins``.
-    optional
-        Tokens may lack the term: id -1 or value NaN.
-    """
-
-    source: Literal["table", "scalar", "bins", "bag"]
-    channel: str = "ids"
-    rows: int = 0
-    width: int | None = None
-    frozen: bool = False
-    unit: bool = False
-    mlp: MLPSpec | None = None
-    norm: bool = False
-    eps: float = 1e-5
-    scale: float = 1.0
-    clip: float | None = None
-    alpha: float = 1.0
-    optional: bool = False
-
-    def __post_init__(self) -> None:
-        self._one_of("source", ("table", "scalar", "bins", "bag"))
-        if self.mlp is not None:
-            object.__setattr__(self, "mlp", MLPSpec.build(self.mlp))
-        if self.source == "scalar" and self.mlp is None:
-            raise ConfigError("an input term with source='scalar' needs an mlp that starts at width 1")
-
-
-@dataclass(frozen=True)
-class StackSpec(Spec):
-    """A stack of transformer blocks.
-
-    Parameters
-    ----------
-    n_layers, width, n_heads, head_dim, ff
-        Sizes; ``n_heads * head_dim`` need not equal ``width``.
-    norm
-        ``post``: after each residual sum; ``pre``: before each branch.
-    activation
-        ``relu``, ``gelu`` (exact) or ``gelu_tanh``.
-    eps
-        Of every norm of the stack.
-    qkv_bias, bias, norm_bias
-        Biases of the query/key/value maps, of the other maps, and of the norms.
-    final_norms
-        Norms after the last layer.
-    attention
-        ``full`` or ``causal`` softmax, or ``performer`` (FAVOR+, linear in length).
-    n_features
-        Random features of the Performer.
-    zero_residual
-        Both branches start at zero, so that an untrained pre-norm stack is the identity.
-    dropout
-        Probability after each branch; ``attention_dropout`` on the weights, ``ff_dropout`` inside.
-    """
-
-    n_layers: int
-    width: int
-    n_heads: int
-    head_dim: int
-    ff: int
-    norm: Literal["pre", "post"] = "post"
-    activation: Literal["relu", "gelu", "gelu_tanh"] = "relu"
-    eps: float = 1e-5
-    qkv_bias: bool = True
-    bias: bool = True
-    norm_bias: bool = True
-    final_norms: int = 0
-    attention: Literal["full", "causal", "performer"] = "full"
-    n_features: int = 0
-    zero_residual: bool = False
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    ff_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._one_of("norm", ("pre", "post"))
-        self._one_of("activation", ("relu", "gelu", "gelu_tanh"))
-        self._one_of("attention", ("full", "causal", "performer"))
-        if self.attention == "performer" and self.n_features < 1:
-            raise ConfigError("attention='performer' needs n_features, the number of rows of its projection")
-
-
-@dataclass(frozen=True)
-class HeadSpec(Spec):
-    """A named output.
-
-    Parameters
-    ----------
-    feed
-        What it reads. ``tokens``: each token's hidden state; ``cells``: each cell's vector, made by
-        ``readout``; ``tied``: tokens, times the transposed table of the input term ``gene``, plus a
-        bias; ``pairs``: a gene vector and a cell vector, as an inner product.
-    mlp
-        The map (of the gene vector for ``pairs``).
-    readout
-        Which read-out makes the cell vector.
-    outputs
-        ``pairs``: one bilinear form per name, in this order; True where it has a bias.
-    cell_width
-        ``pairs``: width of the cell vector.
-    context
-        Input terms whose vectors are joined to the hidden state or the cell vector.
-    transform
-        Function of the output: ``sigmoid`` or none.
-    """
-
-    feed: Literal["tokens", "cells", "tied", "pairs"]
-    mlp: MLPSpec
-    readout: str | None = None
-    outputs: tuple[tuple[str, bool], ...] = ()
-    cell_width: int = 0
-    context: tuple[str, ...] = ()
-    transform: Literal["none", "sigmoid"] = "none"
-
-    def __post_init__(self) -> None:
-        self._one_of("feed", ("tokens", "cells", "tied", "pairs"))
-        self._one_of("transform", ("none", "sigmoid"))
-        object.__setattr__(self, "mlp", MLPSpec.build(self.mlp))
-        object.__setattr__(self, "context", tuple(self.context))
-        object.__setattr__(self, "outputs", tuple((name, bias) for name, bias in self.outputs))
-
-
-@dataclass(frozen=True)
-class PartSpec(Spec):
-    """One vector drawn from a cell's tokens.
-
-    Parameters
-    ----------
-    kind
-        ``token``: the one at ``index`` (negative: from the end); ``mean`` or ``max`` over all but
-        the first ``skip_first`` and the last ``skip_last``; ``weighted``: the sum of states times
-        token values.
-    """
-
-    kind: Literal["token", "mean", "max", "weighted"]
-    index: int = 0
-    skip_first: int = 0
-    skip_last: int = 0
-
-    def __post_init__(self) -> None:
-        self._one_of("kind", ("token", "mean", "max", "weighted"))
-
-
-@dataclass(frozen=True)
-class ReadoutSpec(Spec):
-    """How hidden states become one vector per cell: parts side by side, perhaps of unit length."""
-
-    parts: tuple[PartSpec, ...]
-    unit: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(PartSpec.build(p) for p in self.parts))
-
-
-@dataclass(frozen=True)
-class QueryOnlySpec(Spec):
-    """What happens to tokens that nobody sees: genes to be predicted, or padding that is to be reproduced.
-
-    Parameters
-    ----------
-    sees_itself
-        Whether such a token sees itself beside the keys of its cell.
-    projected
-        Whether its context passes the output map of the attention.
-    channels
-        What it holds in further channels of the batch, where the other tokens hold nothing (-1).
-    """
-
-    sees_itself: bool = True
-    projected: bool = True
-    channels: dict[str, int] = field(default_factory=dict)
+PASSED_THROUGH = frozenset(
+    {
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_experts_implementation_internal",
+        "_name_or_path",
+        "attn_implementation",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "torch_dtype",
+        "use_cache",
+    }
+)
+"""Settings that transformers itself passes to, or writes into, a configuration."""
 
 
 class CellTransformerConfig(PreTrainedConfig):
@@ -332,6 +72,13 @@ class CellTransformerConfig(PreTrainedConfig):
     hidden_layer: int = -1
     head_terms: list[str] | None = None
     initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        unknown = sorted(set(kwargs) - PASSED_THROUGH)
+        if unknown:
+            known = sorted(set(CellTransformerConfig.__annotations__))
+            raise ConfigError(f"the configuration has no setting {unknown[0]!r}; it has {', '.join(known)}")
+        super().__post_init__(**kwargs)
 
     @property
     def stack_spec(self) -> StackSpec:

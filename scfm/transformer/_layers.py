@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scfm.errors import ConfigError
 from scfm.transformer._attention import performer_attention, query_only_attention, softmax_attention
-from scfm.transformer._config import MLPSpec, StackSpec, TermSpec
 from scfm.transformer._packing import PackedBatch, Segments
+from scfm.transformer._specs import MLPSpec, StackSpec, TermSpec
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -72,7 +73,7 @@ class SoftBins(nn.Module):
 
     def weights(self, values: Tensor) -> Tensor:
         """(T, bins) share of each bin."""
-        hidden = F.leaky_relu(self.first(values[:, None]), 0.1)
+        hidden = F.leaky_relu(self.first(values[:, None].to(self.first.weight.dtype)), 0.1)
         mixed: Tensor = self.alpha * hidden + self.second(hidden)
         return mixed.softmax(-1)
 
@@ -155,6 +156,14 @@ class Term(nn.Module):
         return self._finish(out - center.to(self.table.dtype) @ self.table)
 
 
+class BranchEnd(nn.Linear):
+    """The last map of a residual branch, which may start at zero."""
+
+    def __init__(self, width_in: int, width_out: int, *, bias: bool, starts_at_zero: bool) -> None:
+        super().__init__(width_in, width_out, bias=bias)
+        self.starts_at_zero = starts_at_zero
+
+
 class Block(nn.Module):
     """Attention and feed-forward with residual sums, normed before (``pre``) or after (``post``) each branch."""
 
@@ -165,9 +174,9 @@ class Block(nn.Module):
         inner = spec.n_heads * spec.head_dim
         self.spec = spec
         self.qkv = nn.Linear(spec.width, 3 * inner, bias=spec.qkv_bias)
-        self.out = nn.Linear(inner, spec.width, bias=spec.bias)
+        self.out = BranchEnd(inner, spec.width, bias=spec.bias, starts_at_zero=spec.zero_residual)
         self.up = nn.Linear(spec.width, spec.ff, bias=spec.bias)
-        self.down = nn.Linear(spec.ff, spec.width, bias=spec.bias)
+        self.down = BranchEnd(spec.ff, spec.width, bias=spec.bias, starts_at_zero=spec.zero_residual)
         self.norm1 = nn.LayerNorm(spec.width, eps=spec.eps, bias=spec.norm_bias)
         self.norm2 = nn.LayerNorm(spec.width, eps=spec.eps, bias=spec.norm_bias)
         if spec.attention == "performer":
@@ -203,6 +212,8 @@ class Block(nn.Module):
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, route: Route) -> Tensor:
         at = route.segments
         if self.spec.attention == "performer":
+            if route.keys is not None:
+                raise ConfigError("Performer attention has no query-only tokens; pack the batch without keys=")
             return self.out(performer_attention(q, k, v, at, at, self.projection).flatten(1))
         if route.keys is None:
             return self.out(self._softmax(q, k, v, route, at, at).flatten(1))

@@ -14,10 +14,11 @@ from transformers import initialization as init
 
 from scfm.errors import ConfigError
 from scfm.transformer._attention import choose
-from scfm.transformer._config import CellTransformerConfig, HeadSpec, ReadoutSpec
-from scfm.transformer._layers import MLP, Block, Route, Stack, Term
+from scfm.transformer._config import CellTransformerConfig
+from scfm.transformer._layers import MLP, Block, BranchEnd, Route, Stack, Term
 from scfm.transformer._packing import PackedBatch
 from scfm.transformer._readout import read_out, wanted_rows
+from scfm.transformer._specs import HeadSpec, ReadoutSpec
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class CellTransformer(PreTrainedModel):
         self.output = None if output is None else MLP(output)
         rows = config.term_specs["gene"].rows if "gene" in config.term_specs else 0
         self.heads = nn.ModuleDict({name: Head(spec, rows) for name, spec in config.head_specs.items()})
+        self._chosen: dict[tuple[str | None, torch.device, torch.dtype], str] = {}
         self.post_init()
 
     @torch.no_grad()
@@ -123,7 +125,9 @@ class CellTransformer(PreTrainedModel):
         # transformers' own initialisers leave weights alone that a checkpoint has already filled
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=std)
+            # said by the map itself: transformers passes over modules that own no parameter, such as a block
+            at_zero = isinstance(module, BranchEnd) and module.starts_at_zero
+            init.normal_(module.weight, std=0.0 if at_zero else std)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -141,12 +145,8 @@ class CellTransformer(PreTrainedModel):
         elif isinstance(module, CellTransformer) and module.config.domains:
             init.zeros_(module.domain_mean)
             init.ones_(module.domain_var)
-        elif isinstance(module, Block):
-            if module.spec.zero_residual:
-                for linear in (module.out, module.down):
-                    init.zeros_(linear.weight)
-            if module.spec.attention == "performer":
-                init.copy_(module.projection, _orthogonal_features(*module.projection.shape))
+        elif isinstance(module, Block) and module.spec.attention == "performer":
+            init.copy_(module.projection, _orthogonal_features(*module.projection.shape))
 
     @property
     def width(self) -> int:
@@ -173,8 +173,8 @@ class CellTransformer(PreTrainedModel):
         x = torch.zeros(batch.n_tokens, self.width, dtype=dtype, device=batch.device) if x is None else x
         for name, term in self.terms.items():
             if specs[name].source == "bag":
-                first = torch.as_tensor(batch.segments.offsets[:-1]).to(batch.device)
-                x = x.index_add(0, first, term.bag(batch).to(x.dtype))  # type: ignore[operator]
+                first, cells = batch.segments.first
+                x = x.index_add(0, first, term.bag(batch).to(x.dtype)[cells])  # type: ignore[operator]
         if self.config.domains:
             domain = self._per_cell(batch, self.config.domain_channel).long()[batch.segments.cell]
             x = (x - self.domain_mean[domain]) / (self.domain_var[domain] + self.config.domain_eps).sqrt()
@@ -182,8 +182,8 @@ class CellTransformer(PreTrainedModel):
             x = self.sum_norm(x)
         x = F.dropout(x, self.config.sum_dropout, self.training)
         if "prompt" in batch.per_cell:
-            first = torch.as_tensor(batch.segments.offsets[:-1]).to(batch.device)
-            x = x.index_copy(0, first, batch.per_cell["prompt"].to(x.dtype))
+            first, cells = batch.segments.first
+            x = x.index_copy(0, first, batch.per_cell["prompt"].to(x.dtype)[cells])
         return x
 
     def _per_cell(self, batch: PackedBatch, name: str) -> Tensor:
@@ -244,12 +244,11 @@ class CellTransformer(PreTrainedModel):
         return x if self.output is None else self.output(x)
 
     def _route(self, batch: PackedBatch) -> Route:
-        dtype = next(self.parameters()).dtype
-        implementation = self.config._attn_implementation
-        if not str(implementation).startswith("packed_"):
-            implementation = choose(implementation, batch.device, dtype)
+        wanted = (self.config._attn_implementation, batch.device, next(self.parameters()).dtype)
+        if wanted not in self._chosen:
+            self._chosen[wanted] = choose(*wanted)
         query_only = self.config.query_only_spec
-        return Route(batch, implementation, sees_itself=query_only.sees_itself, projected=query_only.projected)
+        return Route(batch, self._chosen[wanted], sees_itself=query_only.sees_itself, projected=query_only.projected)
 
     def layer_number(self, hidden_layer: int | None) -> int | None:
         """The layer that a read-out reads: its number, or None for the final state.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segments:
     """Where each cell's tokens lie on the packed axis.
 
@@ -60,6 +60,12 @@ class Segments:
         return torch.as_tensor(ranks).to(self.device)
 
     @cached_property
+    def first(self) -> tuple[Tensor, Tensor]:
+        """First token of each cell that has one, and the number of that cell; both int64."""
+        cells = np.flatnonzero(self.lengths)
+        return torch.as_tensor(self.offsets[cells]).to(self.device), torch.as_tensor(cells).to(self.device)
+
+    @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
         """Neighbouring cells of equal length, as (first cell, number of cells, length)."""
         runs: list[tuple[int, int, int]] = []
@@ -77,7 +83,7 @@ class Segments:
         return Segments(kept[self.offsets].astype(np.int64), self.device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedBatch:
     """Tokens of several cells on one axis.
 

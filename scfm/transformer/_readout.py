@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scfm.errors import ConfigError
-from scfm.transformer._config import PartSpec, ReadoutSpec
 from scfm.transformer._layers import Rows
 from scfm.transformer._packing import Segments
+from scfm.transformer._specs import PartSpec, ReadoutSpec
 
 
 def read_out(hidden: Tensor, segments: Segments, spec: ReadoutSpec, values: Tensor | None = None) -> Tensor:
