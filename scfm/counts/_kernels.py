@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 LARGEST_SMALLEST_COUNT = 100
 """A cell's smallest count is looked for among 1 ... this."""
 
+HARMLESS = 1e-5
+"""Counts nearer to each other than this, relatively, need not be told apart: float32 could hardly."""
+
 _SLACK = 1e-12
 
 
@@ -118,7 +121,7 @@ def recover_counts(
     digits
         (n,) out, ``-log10`` of the probability that arbitrary values would fit as well.
     unsure
-        (n,) out, values for which several counts are possible (the nearest is taken).
+        (n,) out, values for which several counts are possible that differ by more than `HARMLESS`.
     fits
         (n,) out, whether a scale exists; counts and scales are meaningless where none does.
     """
@@ -153,7 +156,7 @@ def recover_counts(
                 first = np.ceil(low[e] / most * (1.0 - _SLACK))
                 final = np.floor(high[e] / least * (1.0 + _SLACK))
                 first = max(first, 1.0)
-                if final > first:
+                if final - first > HARMLESS * first:
                     unsure[i] += 1
                 counts[e] = min(max(np.rint(values[e] / middle), first), max(final, first))
             break

@@ -22,7 +22,6 @@ ENOUGH_DIGITS = 12.0
 """Chance must be excluded to 1 in 10 to this, over all sampled cells together."""
 _COMPUTED = 5e-7
 """Relative error of a float32 normalisation before the logarithm."""
-_NAMES = {np.e: "log1p", 2.0: "log2(x + 1)", 10.0: "log10(x + 1)", None: "normalised"}
 
 
 @dataclass(frozen=True)
@@ -31,24 +30,29 @@ class Scale:
 
     Parameters
     ----------
+    name
+        Short.
+    phrase
+        What the values are.
     base
         Base of the logarithm of (1 + x); None: no logarithm.
     """
 
+    name: str
+    phrase: str
     base: float | None
-
-    @property
-    def name(self) -> str:
-        """In words."""
-        return _NAMES[self.base]
 
     def undo(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Normalised values."""
         return values if self.base is None else np.expm1(values * np.log(self.base))
 
 
-LOG_SCALES = tuple(Scale(base) for base in (np.e, 2.0, 10.0))
-LINEAR = Scale(None)
+LOG_SCALES = (
+    Scale("log1p", "log1p of normalised counts", np.e),
+    Scale("log2(x + 1)", "log2(x + 1) of normalised counts", 2.0),
+    Scale("log10(x + 1)", "log10(x + 1) of normalised counts", 10.0),
+)
+LINEAR = Scale("normalised", "normalised counts", None)
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,11 @@ class Recovered:
     digits
         (n,) decimal digits by which chance is excluded.
     unsure
-        (n,) values that agree with more than one count.
+        (n,) values that agree with counts further apart than `HARMLESS`.
     fits
-        (n,) whether the cell could be recovered.
+        (n,) whether one scale makes whole numbers of all values.
+    bounds
+        Two (nnz,) arrays: least and greatest normalised value of each entry.
     """
 
     rows: Rows
@@ -112,11 +118,17 @@ class Recovered:
     digits: NDArray[np.float64]
     unsure: NDArray[np.int64]
     fits: NDArray[np.bool_]
+    bounds: tuple[NDArray[np.float64], NDArray[np.float64]]
+
+    @property
+    def exact(self) -> NDArray[np.bool_]:
+        """(n,) whether every value of the cell has one count."""
+        return self.fits & (self.unsure == 0)
 
     @property
     def proven(self) -> bool:
-        """Whether all cells fit, and not by chance."""
-        return bool(self.fits.all()) and float(self.digits.sum()) >= ENOUGH_DIGITS
+        """Whether all cells are exact, and not by chance."""
+        return bool(self.exact.all()) and float(self.digits.sum()) >= ENOUGH_DIGITS
 
 
 @dataclass(frozen=True)
@@ -146,12 +158,14 @@ class Recovery:
         rows = canonical(rows, n_columns)
         n = len(rows.indptr) - 1
         counts, scales = np.zeros(len(rows.data)), np.zeros(n)
-        bounds, digits = np.zeros((n, 2)), np.zeros(n)
+        scale_bounds, digits = np.zeros((n, 2)), np.zeros(n)
         unsure, fits = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.bool_)
         values = self.scale.undo(rows.data.astype(np.float64))
         low, high = self.precision.bounds(rows.data, self.scale)
-        recover_counts(rows.indptr, values, low, high, self.known_scale, counts, scales, bounds, digits, unsure, fits)
-        return Recovered(rows._replace(data=counts), scales, bounds, digits, unsure, fits)
+        recover_counts(
+            rows.indptr, values, low, high, self.known_scale, counts, scales, scale_bounds, digits, unsure, fits
+        )
+        return Recovered(rows._replace(data=counts), scales, scale_bounds, digits, unsure, fits, (low, high))
 
     def totals(self, recovered: Recovered) -> NDArray[np.float64]:
         """(n,) true totals: target sum divided by the value of one count, or the sum of the row."""

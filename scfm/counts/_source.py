@@ -124,11 +124,12 @@ class CountSource:
         if self.recovery is None:
             return CountBlock(rows.indptr, rows.indices, _narrowest(rows.data), self.shape[1], start)
         recovered = self.recovery(rows, self.shape[1])
-        if not recovered.fits.all():
-            cell = self._cell(start + int(np.argmin(recovered.fits)))
+        if not recovered.exact.all():
+            cell = self._cell(start + int(np.argmin(recovered.exact)))
             raise CountsError(
-                f"{cell} of {self.where} holds no {self.report.kind} of counts like the cells that were looked at: no scale "
-                "makes its values whole numbers. Leave it out, or pass layer= or use_raw= for the counts"
+                f"{cell} of {self.where} is unlike the cells that were looked at: its values are no multiples of a count, "
+                f"or too coarse ({self.recovery.precision.name}) to tell one count from the next. Leave such cells out, or "
+                "pass layer= or use_raw= for the counts"
             )
         rows = recovered.rows
         totals = self.recovery.totals(recovered)
