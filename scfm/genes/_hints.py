@@ -65,6 +65,13 @@ def species_of_ids(names: Sequence[str]) -> Impression | None:
     return Impression(ENSEMBL_SPECIES.get(prefix, f"species of ENS{prefix}G ids"), n, examples=tuple(examples))
 
 
+def foreign_ids(names: Sequence[str], own: str) -> Impression | None:
+    """The other species with most Ensembl ids; None without such ids."""
+    prefix = ID_PREFIX.get(own)
+    found = species_of_ids([n for n in names if strip_version(n) and not (prefix and n.startswith(prefix))])
+    return found if found is not None and found.species != own else None
+
+
 def impression(names: Sequence[str], vocabulary: GeneVocabulary) -> Impression | None:
     """What the names look like if not like the vocabulary's; None without a better idea.
 
@@ -72,27 +79,33 @@ def impression(names: Sequence[str], vocabulary: GeneVocabulary) -> Impression |
     (or symbols of its species) in another case.
     """
     own = canonical_species(vocabulary.species)
-    ideas = []
-    by_id = species_of_ids(names)
-    if by_id is not None and by_id.species != own:
+    table = names_of(own) if has_table(own) else None
+    strange = [name for name in names if name not in vocabulary.index and not (table and table.is_symbol(name))]
+    ideas: list[Impression] = []
+    if by_id := foreign_ids(strange, own):
         ideas.append(by_id)
     for species in ID_PREFIX:
-        if species != own and not vocabulary.rule.upper:
-            known = [name for name in names if names_of(species).is_symbol(name)]
+        if species != own:
+            known = [name for name in strange if names_of(species).is_symbol(name)]
             ideas.append(Impression(species, len(known), examples=tuple(known[:SAMPLE])))
-    folded = {name.upper(): name for name, gene in zip(vocabulary.names, vocabulary.is_gene, strict=True) if gene}
-    table = names_of(own) if has_table(own) else None
+    folded = {name.upper() for name, gene in zip(vocabulary.names, vocabulary.is_gene, strict=True) if gene}
     if table is not None:
-        folded |= {symbol.upper(): symbol for symbol in table.symbols if symbol and table.is_symbol(symbol)}
-    cased = [name for name in names if folded.get(name.upper(), name) != name and not (table and table.knows(name))]
-    ideas.append(Impression(own, len(cased), wrong_case=True, examples=tuple(cased[:SAMPLE])))
-    best = max(ideas, key=lambda idea: idea.n)
-    return best if best.n else None
+        folded.update(symbol.upper() for symbol in table.symbols if table.is_symbol(symbol))
+    cased = [name for name in strange if name.upper() in folded and not (table and table.knows(name))]
+    if not vocabulary.rule.upper:
+        ideas.append(Impression(own, len(cased), wrong_case=True, examples=tuple(cased[:SAMPLE])))
+    best = max(ideas, key=lambda idea: idea.n, default=None)
+    return best if best is not None and best.n else None
 
 
-def contradicts(idea: Impression, n_matched: int) -> bool:
-    """Whether so many names look like something else that the few matches must be chance."""
-    return idea.n >= OVERWHELMING * max(n_matched, 1)
+def contradicts(idea: Impression, n_evident: int) -> bool:
+    """Whether so many names look like something else that the few that fit as they are must be chance."""
+    return idea.n >= OVERWHELMING * max(n_evident, 1)
+
+
+def worth_a_note(idea: Impression, n_names: int) -> bool:
+    """Whether a twentieth of the names or more look like something else."""
+    return 20 * idea.n >= n_names
 
 
 def explain(idea: Impression, own: str) -> str:

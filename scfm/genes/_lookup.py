@@ -36,6 +36,7 @@ class Lookup:
         genes = vocabulary.is_gene.tolist()
         self.vocabulary = vocabulary
         self.species = canonical_species(vocabulary.species)
+        self.upper = vocabulary.rule.upper and vocabulary.namespace == "symbol"
         self.exact = {name: i for i, name in enumerate(vocabulary.names) if genes[i]}
 
     def find(self, name: str) -> Found | None:
@@ -71,8 +72,7 @@ class Lookup:
 
     @cached_property
     def _names(self) -> GeneNames | None:
-        upper = self.vocabulary.rule.upper
-        return names_of(self.species, upper=upper) if has_table(self.species) else None
+        return names_of(self.species, upper=self.upper) if has_table(self.species) else None
 
     @cached_property
     def _main_of(self) -> dict[int, int]:
@@ -112,11 +112,10 @@ class Lookup:
         if self._names is not None and (self._names.knows(name)):
             return None
         for spelling in respellings(name):
-            if strip_version(spelling) is None and spelling not in MISSING:
-                token = self.exact.get(spelling)
-                found = (token, How.EXACT) if token is not None else self._by_name(spelling)
-                if found is not None:
-                    return found[0], How.SPELLING
+            token = self.exact.get(spelling)
+            found = (token, How.EXACT) if token is not None else self._by_name(spelling)
+            if found is not None and spelling not in MISSING:
+                return found[0], How.SPELLING
         return None
 
     @cached_property

@@ -17,7 +17,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfm.errors import GeneMatchError
-from scfm.genes._hints import SAMPLE, Impression, contradicts, explain, impression, namespace_of, species_of_ids
+from scfm.genes._hints import (
+    SAMPLE,
+    Impression,
+    contradicts,
+    explain,
+    foreign_ids,
+    impression,
+    namespace_of,
+    species_of_ids,
+    worth_a_note,
+)
 from scfm.genes._lookup import Found, lookup_of
 from scfm.genes._names import MISSING, How
 from scfm.genes._orthologues import Orthologues, read_orthologues
@@ -135,9 +145,10 @@ def match(
     if not choice.n_matched and gene_key is None and isinstance(var, pd.DataFrame):
         others = {str(c): _texts(var[c]) for c in var.columns if str(c) not in candidates and _is_text(var[c])}
         choice = _best(candidates | others, _finder(vocabulary, policy, None))
-    idea = None
-    if orthologues is not None or 2 * choice.n_matched < len(choice.names):
+    if orthologues is not None or 2 * choice.n_evident < len(choice.names):
         idea = impression(choice.names, vocabulary)
+    else:
+        idea = foreign_ids(choice.names, own)
     translation = None
     if orthologues is not None:
         source = given or _source_species(choice, own, idea)
@@ -152,7 +163,7 @@ def match(
             choice = _best(candidates, _finder(vocabulary, policy, translation))
     if policy == "resolve":
         choice = _without_other_features(choice, var)
-    confused = idea is not None and policy == "resolve" and given is None and contradicts(idea, choice.n_matched)
+    confused = idea is not None and policy == "resolve" and given is None and contradicts(idea, choice.n_evident)
     if choice.n_matched == 0 or (confused and translation is None):
         raise _mismatch(choice, vocabulary, idea)
     data_species = given or (translation.species if translation else _species(choice, own, idea))
@@ -171,6 +182,11 @@ class _Choice:
     @cached_property
     def n_matched(self) -> int:
         return len(self.found) - self.found.count(None)
+
+    @cached_property
+    def n_evident(self) -> int:
+        """Matches that did not need another case."""
+        return sum(f is not None and f[1] is not How.UPPER for f in self.found)
 
 
 def _candidates(var: Any, gene_key: str | None) -> dict[str, list[str]]:
@@ -255,7 +271,7 @@ def _without_other_features(choice: _Choice, var: Any) -> _Choice:
 
 def _source_species(choice: _Choice, own: str, idea: Impression | None) -> str:
     """Species to translate from."""
-    if idea is not None and not idea.wrong_case and idea.n > choice.n_matched:
+    if idea is not None and not idea.wrong_case and idea.n > choice.n_evident:
         return idea.species
     return own if 2 * choice.n_matched >= len(choice.names) else "unknown"
 
@@ -265,7 +281,7 @@ def _species(choice: _Choice, own: str, idea: Impression | None) -> str:
     ids = species_of_ids(choice.names)
     if ids is not None and 2 * ids.n > len(choice.names):
         return ids.species
-    return idea.species if idea is not None and idea.n > choice.n_matched else own
+    return idea.species if idea is not None and idea.n > choice.n_evident else own
 
 
 def _mismatch(choice: _Choice, vocabulary: GeneVocabulary, idea: Impression | None) -> GeneMatchError:
@@ -353,7 +369,7 @@ def _notes(
         unclear = [name for name in current if lookup.rivals(name)]
         if unclear:
             yield f"{len(unclear):,} symbols are shared by several ids; the first protein-coding one was taken ({_some(unclear)})"
-    if idea is not None:
+    if idea is not None and worth_a_note(idea, len(choice.names)):
         yield explain(idea, canonical_species(vocabulary.species))
 
 

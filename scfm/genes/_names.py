@@ -13,6 +13,7 @@ from functools import cache
 from scfm.genes._table import gene_columns
 
 ENSEMBL_ID = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:_PAR_Y)?")
+NAME_AND_ID = re.compile(r"(?:(.+)[_|])?(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:[_|](.+))?")
 REPEATED = re.compile(r"(.+)-\d{1,2}")
 MISSING = frozenset({"", "nan", "NaN", "None", "none", "NA", "N/A", "<NA>"})
 
@@ -64,7 +65,14 @@ def strip_version(name: str) -> str | None:
 
 
 def respellings(name: str) -> Iterator[str]:
-    """What a name was before a program made it unique (``MATR3-1``) or a legal R name (``HLA.A``, ``X1110004E09Rik``)."""
+    """What a name was before a program changed it.
+
+    The id, else the symbol, in ``PTPRC_ENSG00000081237``; the name before it was made unique (``MATR3-1``) or a legal name in R
+    (``HLA.A``, ``X1110004E09Rik``).
+    """
+    both = NAME_AND_ID.fullmatch(name)
+    if both and both[2] != name:
+        yield from filter(None, (both[2], both[1], both[3]))
     repeated = REPEATED.fullmatch(name)
     if repeated:
         yield repeated[1]
