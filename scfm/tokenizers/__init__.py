@@ -1,6 +1,7 @@
 """What does a model see?"""
 
 from scfm.tokenizers import families
+from scfm.tokenizers._bag import BagTokenizer
 from scfm.tokenizers._base import Tokenizer, in_background
 from scfm.tokenizers._binned import BinnedTokenizer
 from scfm.tokenizers._bins import EqualWidthBins, Log2Bins, LogValues, QuantileBins, ValueRule, quantile_bins
@@ -11,6 +12,7 @@ from scfm.tokenizers._rank import RankValueTokenizer
 from scfm.tokenizers._tokens import Tokens, concatenate
 
 __all__ = [
+    "BagTokenizer",
     "BinnedTokenizer",
     "ContextOption",
     "EqualWidthBins",
