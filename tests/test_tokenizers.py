@@ -484,6 +484,13 @@ def test_a_match_for_other_columns_is_refused(kind: str) -> None:
         run(kind, np.ones((1, 25)))
 
 
+def test_all_genes_cannot_be_listed_where_duplicates_are_kept_apart() -> None:
+    tokenizer = tokenizers()["scbert"]
+    found = replace(genes.match(list(NAMES), tokenizer.vocabulary, policy="published"), duplicates="keep")
+    with pytest.raises(TokenizerError, match="one place per gene"):
+        tokenizer.tokenize_block(block(np.ones((1, len(NAMES)))), found)
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -120,6 +120,11 @@ class BinnedTokenizer(Tokenizer):
         """Borders, slots, values and counts of all tokens, those of absent genes included where they are wanted."""
         if self.zeros == "never":
             return cells.offsets, cells.slots, values, cells.counts
+        if self.zeros == "all" and len(slots.genes) != len(self.vocabulary):
+            raise TokenizerError(
+                "zeros='all' needs one place per gene, but the gene match keeps the columns of one gene apart; "
+                "use a matching rule that sums them or takes the first"
+            )
         wanted = slots.filled if self.zeros == "measured" else self.vocabulary.is_gene[slots.genes]
         if self.n_words is not None:
             wanted = wanted & (slots.genes < self.n_words)

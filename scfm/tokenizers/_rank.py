@@ -22,6 +22,8 @@ from scfm.tokenizers._context import ContextOption, resolve_context
 from scfm.tokenizers._kernels import N_COUNTERS, gather_cell, sort_descending
 from scfm.tokenizers._tokens import Tokens
 
+_NO_LIMIT = int(np.iinfo(np.int32).max)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RankValueTokenizer(Tokenizer):
@@ -150,7 +152,7 @@ class RankValueTokenizer(Tokenizer):
         """Every gene of each cell in order, uncut and without special tokens, with float64 ``channels["score"]``."""
         facts = resolve_context(self.context, context or {}, block.n_cells)
         front = np.empty((block.n_cells, 0), dtype=np.int32)
-        return self._run(block, match, facts, front, np.empty(0, np.int32), np.iinfo(np.int32).max, scores=True)
+        return self._run(block, match, facts, front, np.empty(0, np.int32), _NO_LIMIT, scores=True)
 
     def _run(
         self,
@@ -171,6 +173,8 @@ class RankValueTokenizer(Tokenizer):
         if self.scale_by is not None:
             names, inverse = np.unique(facts[self.scale_by], return_inverse=True)
             rows = np.array([self.scale_rows[str(n)] for n in names], dtype=np.int64)[inverse]
+        own_order = self.ties == "id"
+        no_tokens = np.empty((block.n_cells, 0), dtype=np.int32)
         ids, score, offsets, n_detected, total, matched = _rank(
             block.indptr,
             block.indices,
@@ -184,12 +188,14 @@ class RankValueTokenizer(Tokenizer):
             reciprocal,
             self.total == "all",
             float(self.target_sum),
-            self.ties == "quicksort",
-            int(limit),
-            front,
-            back,
-            scores,
+            own_order,
+            int(limit) if own_order else _NO_LIMIT,
+            front if own_order else no_tokens,
+            back if own_order else no_tokens[0],
+            scores or not own_order,
         )
+        if not own_order:
+            ids, score, offsets = _quicksorted(ids, score, offsets, int(limit), front, back)
         n_kept = np.diff(offsets) - front.shape[1] - len(back)
         return Tokens(
             ids=ids,
@@ -219,13 +225,16 @@ def _rank(  # type: ignore[no-untyped-def]
     reciprocal,
     all_columns,
     target_sum,
-    quicksort,
+    by_score,
     limit,
     front,
     back,
     with_scores,
 ):
-    """Rank all cells of a block; ``scale`` holds reciprocals if ``reciprocal``, and is indexed by slot."""
+    """Rank all cells of a block, or leave their genes ascending.
+
+    ``scale`` is indexed by slot, and holds reciprocals if ``reciprocal``.
+    """
     n_cells = len(indptr) - 1
     n_fixed = front.shape[1] + len(back)
     longest = 0
@@ -271,10 +280,11 @@ def _rank(  # type: ignore[no-untyped-def]
             share = target_sum / depth if n > 0 else 0.0
             for j in range(n):
                 scores[j] = (counts[j] * share) / row[np.uint32(slots[j])]
-        if quicksort:
-            order[:n] = np.argsort(-scores[:n])
-        else:
+        if by_score:
             sort_descending(scores, n, order, spare, sort_keys, low, high)
+        else:
+            for j in range(n):
+                order[j] = j
         for j in range(front.shape[1]):
             ids[at] = front[i, j]
             at += 1
@@ -294,3 +304,26 @@ def _rank(  # type: ignore[no-untyped-def]
             at += 1
         offsets[i + 1] = at
     return ids[:at], out_scores[: at if with_scores else 0], offsets, n_detected, total, matched
+
+
+@njit(nogil=True, cache=True)
+def _quicksorted(ids, scores, offsets, limit, front, back):  # type: ignore[no-untyped-def]
+    """Genes that ascend in every cell, in the order of numba's ``argsort``; cut and framed by special tokens."""
+    n_cells = len(offsets) - 1
+    n_first, n_last = front.shape[1], len(back)
+    out_ids = np.empty(len(ids) + n_cells * (n_first + n_last), np.int32)
+    out_scores = np.full(len(out_ids), np.nan)
+    out_offsets = np.zeros(n_cells + 1, np.int64)
+    at = 0
+    for i in range(n_cells):
+        out_ids[at : at + n_first] = front[i]
+        at += n_first
+        start, stop = offsets[i], offsets[i + 1]
+        order = np.argsort(-scores[start:stop])[:limit]
+        out_ids[at : at + len(order)] = ids[start:stop][order]
+        out_scores[at : at + len(order)] = scores[start:stop][order]
+        at += len(order)
+        out_ids[at : at + n_last] = back
+        at += n_last
+        out_offsets[i + 1] = at
+    return out_ids[:at], out_scores[:at], out_offsets
