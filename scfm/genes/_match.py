@@ -31,7 +31,7 @@ from scfm.genes._hints import (
 from scfm.genes._lookup import Found, lookup_of
 from scfm.genes._names import MISSING, How
 from scfm.genes._orthologues import Orthologues, read_orthologues
-from scfm.genes._report import MatchReport, Policy
+from scfm.genes._report import MatchReport, Policy, counted
 from scfm.genes._table import canonical_species
 from scfm.genes._vocabulary import Duplicates, GeneVocabulary
 
@@ -362,13 +362,13 @@ def _notes(
         )
     respelled = [name for name, found in pairs if found and found[1] is How.SPELLING]
     if respelled:
-        yield f"{len(respelled):,} names were read without a suffix or in their plain spelling ({_some(respelled)})"
+        yield f"{counted(len(respelled), 'name')} read without a suffix or in their plain spelling ({_some(respelled)})"
     if policy == "resolve" and translation is None:
         lookup = lookup_of(vocabulary)
         current = dict.fromkeys(name for name, found in pairs if found and found[1] is How.CURRENT)
         unclear = [name for name in current if lookup.rivals(name)]
         if unclear:
-            yield f"{len(unclear):,} symbols are shared by several ids; the first protein-coding one was taken ({_some(unclear)})"
+            yield f"{counted(len(unclear), 'symbol')} shared by several ids; the first protein-coding one taken ({_some(unclear)})"
     if idea is not None and worth_a_note(idea, len(choice.names)):
         yield explain(idea, canonical_species(vocabulary.species))
 

@@ -14,6 +14,11 @@ DUPLICATES = {"sum": "summed", "keep": "kept apart", "first": "only the first us
 Policy = Literal["resolve", "published"]
 
 
+def counted(n: int, noun: str) -> str:
+    """``"1 column"``, ``"2 columns"``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 class CoverageWarning(UserWarning):
     """Less than half of the counts belongs to genes that the model knows."""
 
@@ -136,12 +141,12 @@ class MatchReport:
         if self.n_duplicates:
             shown = "; ".join(f"{gene} <- {', '.join(names)}" for gene, names in self.duplicate_names.items())
             lines.append(
-                f"  several columns of one gene: {self.n_duplicates:,} more columns than genes, {DUPLICATES[self.duplicates]} ({shown})"
+                f"  several columns of one gene: {counted(self.n_duplicates, 'more column')} than genes, {DUPLICATES[self.duplicates]} ({shown})"
             )
         if self.unmatched:
             n = self.n_vars - self.n_matched
             lines.append(
-                f"  without a token: {n:,} columns ({', '.join(self.unmatched)}{', ...' if n > len(self.unmatched) else ''})"
+                f"  without a token: {counted(n, 'column')} ({', '.join(self.unmatched)}{', ...' if n > len(self.unmatched) else ''})"
             )
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
