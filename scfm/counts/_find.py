@@ -17,7 +17,7 @@ from scfm.counts._classify import examine
 from scfm.counts._read import read
 from scfm.counts._readers import RowReader, reader
 from scfm.counts._recovery import Recovery
-from scfm.counts._report import KINDS, Candidate, CountReport
+from scfm.counts._report import KINDS, Candidate, CountReport, CountsWarning
 from scfm.counts._source import CountSource
 from scfm.errors import CountsError
 
@@ -70,6 +70,11 @@ def find(adata: AnnData | str | Path, *, layer: str | None = None, use_raw: bool
     CountsError
         If there are no cells, what was asked for is not there, or no usable counts are found. The message lists what
         each matrix holds, and the remedy.
+
+    Warns
+    -----
+    CountsWarning
+        What is used are not plain raw counts but fractions, or counts computed back from normalised values.
     """
     source, report = search(adata, layer=layer, use_raw=use_raw)
     if source is None:
@@ -77,7 +82,7 @@ def find(adata: AnnData | str | Path, *, layer: str | None = None, use_raw: bool
     chosen = report.chosen
     if chosen is not None and chosen.kind not in ("counts", "empty"):
         says = "; ".join([KINDS[chosen.kind].meaning, *chosen.found])
-        warnings.warn(f"{chosen.where} holds {says}", stacklevel=2)
+        warnings.warn(f"{chosen.where} holds {says}", CountsWarning, stacklevel=2)
     return source
 
 
@@ -220,5 +225,5 @@ def _nothing(report: CountReport) -> str:
         )
         lines.append(f"{first} does hold raw counts: pass {how}")
     else:
-        lines += [f"{c.where}: {KINDS[c.kind].remedy}" for c in looked[:1]]
+        lines += [f"{c.where}: {c.remedy}" for c in looked[:1]]
     return "\n".join(lines)

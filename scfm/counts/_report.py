@@ -10,6 +10,10 @@ from typing import Any
 from scfm.counts._evidence import Evidence
 
 
+class CountsWarning(UserWarning):
+    """Counts are used that are not plain raw counts."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a matrix can hold.
@@ -107,6 +111,11 @@ class Candidate:
     def usable(self) -> bool:
         """Whether counts can be had from it."""
         return KINDS[self.kind].usable is not None
+
+    @property
+    def remedy(self) -> str:
+        """What to do where it is not usable."""
+        return KINDS[self.kind].remedy
 
     def to_dict(self) -> dict[str, Any]:
         """As plain types."""

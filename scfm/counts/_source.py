@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfm.counts._block import CountBlock
+from scfm.counts._evidence import sampled_rows
 from scfm.counts._readers import DaskReader, RowReader, Rows
 from scfm.counts._readers import reader as reader_of
 from scfm.counts._recovery import Recovery
@@ -92,6 +93,10 @@ class CountSource:
         if step != 1:
             raise CountsError(f"rows[::{step}] was asked for; blocks are consecutive, use a slice without a step")
         return self._stream(start, stop, n_rows)
+
+    def sample(self) -> CountBlock:
+        """Counts of the cells that were looked at, in order; the numbers of their rows are not consecutive."""
+        return self._block(self.reader.take(sampled_rows(self.reader)), 0)
 
     def delayed(self, n_rows: int) -> list[tuple[slice, Any]]:
         """Portions of a dask array as sources of their own, each a dask object that a worker computes.
