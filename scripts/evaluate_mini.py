@@ -1,0 +1,297 @@
+"""Score an embedding on label transfer and mixing, beside baselines fitted on the evaluated cells.
+
+    python scripts/evaluate_mini.py DATA [--model scfm-mini]
+
+DATA holds ``reference/*.h5ad`` and ``benchmark/*.h5ad``. An embedding is a function that takes some data sets at once
+and returns one matrix per set; what is computed zero-shot treats them one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.sparse.linalg import svds
+from sklearn.metrics import f1_score
+from sklearn.model_selection import StratifiedKFold
+
+N_NEIGHBORS = 15
+N_DRAWS = 5
+"""Thinnings and panels are random: mean over so many draws."""
+ROWS = ("lines", "lines 5->3", "chem", "cross", "stim", "pbmc3k CV", "p14 CV", "depth 10 %", "depth 5 %", "panel 500")
+COARSE = {
+    "CD4 T": (
+        "Naive CD4 T",
+        "Memory CD4 T",
+        "CD4 T",
+        "CD4+ T Helper2",
+        "CD4+/CD45RO+ Memory",
+        "CD4+/CD45RA+/CD25- Naive T",
+        "CD4+/CD25 T Reg",
+    ),
+    "CD8 T": ("CD8 T", "CD8+ Cytotoxic T", "CD8+/CD45RA+ Naive Cytotoxic"),
+    "B": ("B", "CD19+ B"),
+    "NK": ("NK", "CD56+ NK"),
+    "Mono": ("CD14+ Mono", "FCGR3A+ Mono", "CD14+ Monocyte"),
+}
+FILES = {
+    "reference": ("pbmc3k_labelled", "zheng_sorted_pbmc", "kang2018_ctrl_stim", "pbmc14k_sorted"),
+    "benchmark": (
+        "sc_mixology_3cl_celseq2_dropseq",
+        "sc_mixology_5cl_celseq2",
+        "pbmc_1k_v2",
+        "pbmc_1k_v3",
+        "pbmc_5prime",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Counts (n, V) of n cells over the V vocabulary genes, the genes that were measured (V,), and labels (n,)."""
+
+    counts: sp.csr_matrix
+    measured: NDArray[np.bool_]
+    labels: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Any) -> Cells:
+        return replace(self, counts=self.counts[rows], labels=self.labels[rows])
+
+    def coarse(self) -> Cells:
+        """The cells whose label has a coarse name, under that name."""
+        names = {fine: coarse for coarse, fines in COARSE.items() for fine in fines}
+        return replace(self, labels=np.array([names.get(x, "") for x in self.labels])).labelled()
+
+    def labelled(self, at_least: int = 1) -> Cells:
+        """The cells of labels with enough cells."""
+        names, n = np.unique(self.labels, return_counts=True)
+        return self[np.isin(self.labels, [x for x, k in zip(names, n, strict=True) if x and k >= at_least])]
+
+    def thinned(self, share: float, seed: int) -> Cells:
+        """Every molecule kept with probability ``share``."""
+        counts = self.counts.copy()
+        counts.data = np.random.default_rng(seed).binomial(counts.data.astype(int), share).astype(np.float32)
+        counts.eliminate_zeros()
+        return replace(self, counts=counts)
+
+    def panel(self, n_genes: int, seed: int) -> Cells:
+        """Restricted to random genes that more than 25 cells express."""
+        expressed = np.flatnonzero(self.counts.getnnz(axis=0) > 25)
+        kept = np.zeros(len(self.measured), dtype=bool)
+        kept[np.random.default_rng(seed).choice(expressed, n_genes, replace=False)] = True
+        return replace(self, counts=(self.counts @ sp.diags(kept.astype(np.float32))).tocsr(), measured=kept)
+
+
+Embed = Callable[[Sequence[Cells]], list[NDArray[Any]]]
+Files = dict[str, tuple[Cells, pd.DataFrame]]
+
+
+def transfer(
+    reference: NDArray[Any], labels: NDArray[Any], query: NDArray[Any], n_neighbors: int = N_NEIGHBORS
+) -> NDArray[Any]:
+    """Majority label of the nearest reference cells by cosine, ties by summed similarity."""
+    similarity = _unit(query) @ _unit(reference).T
+    near = np.argpartition(-similarity, n_neighbors, axis=1)[:, :n_neighbors]
+    weight = np.take_along_axis(similarity, near, axis=1)
+    names, codes = np.unique(labels, return_inverse=True)
+    votes = np.stack(
+        [(codes[near] == k).sum(1) + ((codes[near] == k) * weight).sum(1) / 1e3 for k in range(len(names))]
+    )
+    return names[votes.argmax(0)]
+
+
+def _unit(x: NDArray[Any]) -> NDArray[Any]:
+    x = np.nan_to_num(np.asarray(x, dtype=np.float32))
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def f1(true: NDArray[Any], predicted: NDArray[Any]) -> float:
+    """Macro F1 over the classes of the query."""
+    return float(f1_score(true, predicted, labels=np.unique(true), average="macro", zero_division=0))
+
+
+def pair(embed: Embed, reference: Cells, query: Cells) -> float:
+    """Transfer from one set to another."""
+    x, y = embed([reference, query])
+    return f1(query.labels, transfer(x, reference.labels, y))
+
+
+def folds(embed: Embed, cells: Cells, query: Cells | None = None) -> float:
+    """5-fold transfer within a set; the query may be an altered copy of its cells."""
+    embedded = embed([cells] if query is None else [cells, query])
+    predicted = np.empty_like(cells.labels)
+    for train, test in StratifiedKFold(5, shuffle=True, random_state=0).split(cells.labels, cells.labels):
+        predicted[test] = transfer(embedded[0][train], cells.labels[train], embedded[-1][test])
+    return f1(cells.labels, predicted)
+
+
+def every_pair(embed: Embed, sets: Sequence[Cells], at_least: int = 1) -> float:
+    """Mean over ordered pairs, each on the labels that both sides have in sufficient number."""
+    sets = [s.labelled(at_least) for s in sets]
+    scores = []
+    for a, b in permutations(sets, 2):
+        shared = np.intersect1d(a.labels, b.labels)
+        scores.append(pair(embed, a[np.isin(a.labels, shared)], b[np.isin(b.labels, shared)]))
+    return float(np.mean(scores))
+
+
+def ilisi(embed: Embed, sets: Sequence[Cells], n_neighbors: int = 30, at_least: int = 90) -> float:
+    """Effective number of batches among the neighbours of the same label, scaled to 0..1; mean over labels."""
+    x = _unit(np.concatenate(embed(sets)))
+    batch = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
+    labels = np.concatenate([s.labels for s in sets])
+    scores = []
+    for label in np.unique(labels):
+        here = np.flatnonzero(labels == label)
+        if len(here) < at_least:
+            continue
+        similarity = x[here] @ x[here].T
+        np.fill_diagonal(similarity, -2)
+        near = np.argpartition(-similarity, n_neighbors, axis=1)[:, :n_neighbors]
+        share = np.stack([(batch[here][near] == b).mean(1) for b in range(len(sets))])
+        scores.append((np.mean(1 / (share**2).sum(0)) - 1) / (len(sets) - 1))
+    return float(np.mean(scores))
+
+
+def protocol(embed: Embed, files: Files) -> dict[str, float]:
+    """Every row of the table, the mean of the ten F1 rows, and iLISI."""
+    three, about = files["sc_mixology_3cl_celseq2_dropseq"]
+    celseq2, dropseq = (three[(about["assay"] == assay).to_numpy()] for assay in ("CEL-seq2", "Drop-seq"))
+    five = files["sc_mixology_5cl_celseq2"][0]
+    kang, about = files["kang2018_ctrl_stim"]
+    control, stimulated = (kang[(about["condition"] == c).to_numpy()] for c in ("ctrl", "stim"))
+    pbmc = files["pbmc3k_labelled"][0]
+    chemistries = [files[name][0] for name in ("pbmc_1k_v2", "pbmc_1k_v3", "pbmc_5prime")]
+    coarse = pbmc.coarse()
+
+    def drawn(alter: Callable[[int], Cells]) -> float:
+        return float(np.mean([folds(embed, coarse, alter(seed)) for seed in range(N_DRAWS)]))
+
+    scores = {
+        "lines": (pair(embed, celseq2, dropseq) + pair(embed, dropseq, celseq2)) / 2,
+        "lines 5->3": (pair(embed, five, celseq2) + pair(embed, five, dropseq)) / 2,
+        "chem": every_pair(embed, chemistries, 10),
+        "cross": every_pair(embed, [coarse, files["zheng_sorted_pbmc"][0].coarse(), control.coarse()]),
+        "stim": pair(embed, control, stimulated),
+        "pbmc3k CV": folds(embed, pbmc),
+        "p14 CV": folds(embed, files["pbmc14k_sorted"][0]),
+        "depth 10 %": drawn(lambda seed: coarse.thinned(0.10, seed)),
+        "depth 5 %": drawn(lambda seed: coarse.thinned(0.05, seed)),
+        "panel 500": drawn(lambda seed: coarse.panel(500, seed)),
+    }
+    return {**scores, "mean": float(np.mean(list(scores.values()))), "iLISI": ilisi(embed, chemistries)}
+
+
+def log_values(counts: sp.csr_matrix, target: float) -> sp.csr_matrix:
+    """log1p of counts per ``target``."""
+    values = counts.astype(np.float64)
+    total = np.asarray(values.sum(axis=1)).ravel()
+    values.data = np.log1p(values.data * np.repeat(target / np.maximum(total, 1e-12), np.diff(values.indptr)))
+    return values
+
+
+def pca(sets: Sequence[Cells], *, n_genes: int = 2000, n_axes: int = 50, per_set: bool = False) -> list[NDArray[Any]]:
+    """PCA of log1p counts per 10,000 of highly variable genes, fitted on the very cells; ``per_set``: centred by set."""
+    import anndata
+    import scanpy as sc
+
+    x = sp.vstack([log_values(s.counts, 1e4) for s in sets]).tocsr()
+    shared = np.logical_or.reduce([s.measured for s in sets])
+    adata = anndata.AnnData(x[:, shared].astype(np.float32))
+    sc.pp.highly_variable_genes(adata, n_top_genes=n_genes)
+    dense = adata.X[:, adata.var["highly_variable"].to_numpy()].toarray()
+    parts = np.split(dense, np.cumsum([len(s) for s in sets])[:-1])
+    if per_set:
+        dense = np.concatenate([p - p.mean(0) for p in parts])
+    u, s, _ = svds(dense - dense.mean(0), k=n_axes, random_state=0)
+    return np.split(u * s, np.cumsum([len(s) for s in sets])[:-1])
+
+
+def random_projection(sets: Sequence[Cells], *, n_axes: int = 192, target: float = 300.0) -> list[NDArray[Any]]:
+    """log1p values times a fixed random matrix."""
+    axes = np.random.default_rng(0).standard_normal((sets[0].counts.shape[1], n_axes))
+    return [log_values(s.counts, target) @ axes for s in sets]
+
+
+def model_embedding(model: Any) -> Embed:
+    """The cell vectors of a loaded model, set by set, by way of its tokenizer."""
+    from scfm.counts import CountBlock
+    from scfm.genes import match
+
+    def one(cells: Cells) -> NDArray[Any]:
+        columns = np.flatnonzero(cells.measured)
+        x = cells.counts[:, columns].tocsr()
+        names = [model.vocabulary.names[i] for i in genes_of(model.vocabulary)[columns]]
+        block = CountBlock(x.indptr.astype(np.int64), x.indices.astype(np.int32), x.data, len(columns))
+        return model.embed_cells(model.tokenizer.tokenize_block(block, match(names, model.vocabulary)))
+
+    return lambda sets: [one(s) for s in sets]
+
+
+def genes_of(vocabulary: Any) -> NDArray[np.int64]:
+    """(V,) ids of the genes among the tokens."""
+    return np.flatnonzero(vocabulary.is_gene)
+
+
+def read(
+    path: Path, vocabulary: Any, label: str = "cell_type", species: str | None = None
+) -> tuple[Cells, pd.DataFrame]:
+    """Counts of a file over a vocabulary's genes, and its ``obs``."""
+    import anndata
+
+    from scfm import genes
+
+    adata = anndata.read_h5ad(path)
+    orthologues = genes.orthologues() if species not in (None, vocabulary.species) else None
+    columns = genes.match(adata.var, vocabulary, orthologues=orthologues).columns
+    place = np.full(len(vocabulary), -1)
+    place[genes_of(vocabulary)] = np.arange(len(genes_of(vocabulary)))
+    columns = np.where(columns >= 0, place[columns], -1)
+    found = np.flatnonzero(columns >= 0)
+    shape = (adata.n_vars, len(genes_of(vocabulary)))
+    join = sp.csr_matrix((np.ones(len(found), np.float32), (found, columns[found])), shape=shape)
+    measured = np.zeros(shape[1], dtype=bool)
+    measured[columns[found]] = True
+    labels = adata.obs[label].astype(str).to_numpy() if label in adata.obs else np.full(adata.n_obs, "")
+    return Cells((sp.csr_matrix(adata.X) @ join).tocsr(), measured, labels.astype(object)), adata.obs
+
+
+def evaluated_files(data: Path, vocabulary: Any) -> Iterator[tuple[str, tuple[Cells, pd.DataFrame]]]:
+    """The files that the protocol uses, by name."""
+    for folder, names in FILES.items():
+        for name in names:
+            yield name, read(data / folder / f"{name}.h5ad", vocabulary)
+
+
+def main() -> None:
+    """Print the table."""
+    import scfm
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder with reference/ and benchmark/")
+    parser.add_argument("--model", default="scfm-mini", help="name or folder of a model")
+    args = parser.parse_args()
+    model = scfm.models.load(args.model)
+    files = dict(evaluated_files(args.data, model.vocabulary))
+    rows = {
+        args.model: protocol(model_embedding(model), files),
+        "random projection 192": protocol(random_projection, files),
+        "PCA-50 of HVG-2000, fitted on these cells": protocol(pca, files),
+        "the same, centred per set": protocol(lambda sets: pca(sets, per_set=True), files),
+    }
+    print(pd.DataFrame(rows).T.round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Fit the built-in model scfm-mini: a projection of all expressed genes, learnt from a corpus of small data sets.
+
+    python scripts/fit_mini.py DATA [--out scfm/models/data/scfm-mini]
+
+DATA holds ``corpus/*.h5ad`` with raw counts, ``obs["species"]`` and ``uns["source"]``. The same data and seed give the
+same weights, up to the last bit of their half precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+from evaluate_mini import Cells, genes_of, log_values, read
+from numpy.typing import NDArray
+
+from scfm import genes
+from scfm.genes import GeneVocabulary
+from scfm.models import FoundationModel, ModelCard
+from scfm.tokenizers import BagTokenizer
+
+OUT = Path(__file__).parents[1] / "scfm" / "models" / "data" / "scfm-mini"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the gene vectors are learnt.
+
+    Parameters
+    ----------
+    n_axes
+        Length of a vector.
+    target_sum
+        Values are log1p of counts per so many.
+    max_cells, min_genes
+        Cells of a file: at most so many, each with so many genes.
+    measured_in
+        Genes are kept that at least this share of the files measured.
+    min_deviation
+        Added to every gene's standard deviation within files before the gene is divided by it.
+    clip
+        Standardised values are cut there while fitting.
+    whitening
+        Each axis is divided by its singular value to this power.
+    seed
+        Of the sample of cells and of the decomposition.
+    """
+
+    n_axes: int = 192
+    target_sum: float = 300.0
+    max_cells: int = 1500
+    min_genes: int = 100
+    measured_in: float = 0.3
+    min_deviation: float = 0.0
+    clip: float = 10.0
+    whitening: float = 0.5
+    seed: int = 0
+
+
+def vocabulary() -> GeneVocabulary:
+    """Every protein-coding human gene by Ensembl id, and the token of the cell."""
+    table = genes.table("human")
+    coding = table[(table["status"] == "current") & (table["biotype"] == "protein_coding")].sort_values("ensembl_id")
+    return GeneVocabulary(
+        names=(*coding["ensembl_id"], "<cls>"),
+        namespace="ensembl",
+        specials={"cls": len(coding)},
+        species="human",
+        symbols=(*coding["symbol"], "<cls>"),
+    )
+
+
+def corpus(data: Path, names: GeneVocabulary) -> dict[str, tuple[Cells, Mapping[str, str]]]:
+    """Human files whose source states a licence or a publication, with what it states."""
+    import anndata
+
+    found = {}
+    for path in sorted((data / "corpus").glob("*.h5ad")):
+        backed = anndata.read_h5ad(path, backed="r")
+        species, source = str(backed.obs["species"].iloc[0]), dict(backed.uns["source"])
+        backed.file.close()
+        stated = [k for k in ("licence", "publication") if "not stated" not in str(source[k])[:25]]
+        if species == "human" and stated:
+            found[path.stem] = read(path, names)[0], source
+    return found
+
+
+def fit(sets: Sequence[Cells], recipe: Recipe) -> NDArray[np.float64]:
+    """Vectors of the genes.
+
+    Each file is centred by its own mean, each gene divided by its standard deviation within the files that measured
+    it; of the stack the truncated singular value decomposition, every axis divided by a power of its singular value.
+    The direction of the mean cell (mean of the file means) is removed from the vectors, so that a cell's vector
+    needs no centre: it is a weighted sum over the genes the cell expresses.
+
+    Parameters
+    ----------
+    sets
+        Counts of one file each.
+    recipe
+        The settings.
+
+    Returns
+    -------
+    (V, n_axes); zero for genes that too few files measured or no cell expresses.
+    """
+    values = [_values(cells, recipe) for cells in sets]
+    measured = np.stack([cells.measured for cells in sets])
+    kept = np.flatnonzero(measured.mean(axis=0) >= recipe.measured_in)
+    measured = measured[:, kept]
+    means = np.stack([np.asarray(x[:, kept].mean(axis=0)).ravel() for x in values])
+    squares = np.stack([np.asarray(x[:, kept].power(2).sum(axis=0)).ravel() for x in values])
+    sizes = np.array([[x.shape[0]] for x in values])
+    within = (squares - sizes * means**2).clip(0) * measured
+    deviation = np.sqrt(within.sum(axis=0) / (sizes * measured).sum(axis=0))
+    scale = np.divide(1.0, deviation + recipe.min_deviation, out=np.zeros_like(deviation), where=deviation > 0)
+
+    stack = np.empty((int(sizes.sum()), len(kept)), dtype=np.float32)
+    at = 0
+    for x, mean in zip(values, means, strict=True):
+        part = (x[:, kept].toarray() - mean) * scale
+        stack[at : at + len(part)] = part.clip(-recipe.clip, recipe.clip)
+        at += len(part)
+    singular, axes = _truncated_svd(stack, recipe.n_axes, recipe.seed)
+    vectors = axes * scale[:, None] / singular**recipe.whitening
+
+    center = (means * measured).sum(axis=0) / measured.sum(axis=0)
+    middle = center @ vectors
+    vectors -= np.outer(vectors @ middle, middle) / (middle @ middle)
+    vectors /= np.median(np.concatenate([np.linalg.norm(x[:, kept] @ vectors, axis=1) for x in values]))
+    table = np.zeros((sets[0].counts.shape[1], recipe.n_axes))
+    table[kept] = vectors
+    return table
+
+
+def _values(cells: Cells, recipe: Recipe) -> sp.csr_matrix:
+    rows = np.flatnonzero(cells.counts.getnnz(axis=1) >= recipe.min_genes)
+    if len(rows) > recipe.max_cells:
+        rows = np.sort(np.random.default_rng(recipe.seed).choice(rows, recipe.max_cells, replace=False))
+    return log_values(cells.counts[rows], recipe.target_sum)
+
+
+def _truncated_svd(x: NDArray[np.float32], k: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The k largest singular values and right vectors (columns), each with its largest entry positive."""
+    draws = np.random.default_rng(seed).standard_normal((x.shape[1], k + 20), dtype=np.float32)
+    basis = np.linalg.qr(x @ draws)[0]
+    for _ in range(4):
+        basis = np.linalg.qr(x @ np.linalg.qr(x.T @ basis)[0])[0]
+    _, singular, axes = np.linalg.svd((basis.T @ x).astype(np.float64), full_matrices=False)
+    axes = axes[:k].T
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
+    return singular[:k], axes * np.sign(largest)
+
+
+def build(table: NDArray[np.float64], names: GeneVocabulary, recipe: Recipe, card: ModelCard) -> FoundationModel:
+    """The model that sums the vectors of a cell's genes: no layers, one token per cell."""
+    import torch
+
+    from scfm.transformer import CellTransformer, PartSpec, ReadoutSpec, StackSpec, TermSpec, make_config
+
+    cell = (PartSpec("token", index=0),)
+    config = make_config(
+        encoder=StackSpec(n_layers=0, width=recipe.n_axes, n_heads=1, head_dim=recipe.n_axes, ff=1, norm="pre"),
+        terms={"bag": TermSpec("bag", rows=len(names))},
+        readouts={"unit": ReadoutSpec(cell, unit=True), "plain": ReadoutSpec(cell)},
+        readout="unit",
+    )
+    transformer = CellTransformer(config)
+    rows = np.zeros((len(names), recipe.n_axes), dtype=np.float32)
+    rows[genes_of(names)] = table
+    with torch.no_grad():
+        transformer.terms["bag"].table.copy_(torch.as_tensor(rows))  # type: ignore[operator, union-attr]
+    return FoundationModel(transformer.half(), BagTokenizer(names, target_sum=recipe.target_sum), card)
+
+
+def card(sets: Mapping[str, tuple[Cells, Mapping[str, str]]], table: NDArray[np.float64], recipe: Recipe) -> ModelCard:
+    """What is known of the model."""
+    n_cells = {name: len(cells) for name, (cells, _) in sets.items()}
+    n_genes = int((np.abs(table).max(axis=1) > 0).sum())
+    return ModelCard(
+        name="scfm-mini",
+        family="scfm",
+        title="Projection of all expressed genes, learnt from public human cells; runs at the speed of PCA",
+        parameters=table.size,
+        species="human",
+        licence="BSD-3-Clause",
+        source="comes with the package",
+        verified="fitted by scripts/fit_mini.py; scores in the model's own page of the documentation",
+        data=f"{sum(n_cells.values()):,} human cells of {len(n_cells)} public data sets",
+        details={
+            "recipe": asdict(recipe),
+            "genes_with_a_vector": n_genes,
+            "corpus": {
+                name: {"n_cells": n_cells[name], "licence": str(s["licence"]), "publication": str(s["publication"])}
+                for name, (_, s) in sets.items()
+            },
+        },
+    )
+
+
+def synthetic_cells(names: GeneVocabulary, n_cells: int = 24, seed: int = 0) -> sp.csr_matrix:
+    """Counts of cells that no study has seen, from 10 to 5,000 genes each, for a test that pins the weights."""
+    draw = np.random.default_rng(seed)
+    n_genes = len(genes_of(names))
+    level = np.exp(draw.normal(0, 2, n_genes))
+    rows = []
+    for depth in np.geomspace(20, 50_000, n_cells):
+        profile = level * np.exp(draw.normal(0, 1, n_genes))
+        rows.append(draw.poisson(depth * profile / profile.sum()))
+    return sp.csr_matrix(np.array(rows, dtype=np.float32))
+
+
+def main() -> None:
+    """Fit and write the model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder with corpus/")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    recipe = replace(Recipe(), seed=args.seed)
+    names = vocabulary()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", genes.CoverageWarning)
+        sets = corpus(args.data, names)
+    for name, (cells, _) in sets.items():
+        print(f"{name:36} {len(cells):6,} cells {int(cells.measured.sum()):7,} genes")
+    table = fit([cells for cells, _ in sets.values()], recipe)
+    model = build(table, names, recipe, card(sets, table, recipe))
+    model.save_pretrained(args.out)
+    (args.out / "model.safetensors").chmod(0o644)
+    print(
+        f"{model.card.details['genes_with_a_vector']:,} of {len(genes_of(names)):,} genes have a vector; wrote {args.out}"
+    )
+
+
+if __name__ == "__main__":
+    main()
