@@ -42,7 +42,8 @@ def main() -> None:
     scfm.tl.embed(adata, MODEL, use_raw=True)
     seconds = time.perf_counter() - start
     (key,) = adata.uns["scfm"]
-    print(scfm.get.report(adata, key))
+    report = scfm.get.report(adata, key)
+    print(scfm.get.EmbedReport({name: report[name] for name in ("coverage", "tokens", "health")}))
     print(f"{adata.n_obs} cells in {seconds:.1f} s -> adata.obsm['X_{key}'] {adata.obsm[f'X_{key}'].shape}")
 
     heading("What one does next: neighbours and UMAP, on the embedding and on a plain PCA")
