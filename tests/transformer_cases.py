@@ -59,6 +59,7 @@ def small_model(stack: StackSpec | None = None, terms: dict[str, TermSpec] | Non
     config = make_config(
         encoder=stack or small_stack(), terms=terms, readouts=settings.pop("readouts", READOUTS), **settings
     )
+    torch.manual_seed(0)
     model = CellTransformer(config).eval()
     shake(model)
     return model

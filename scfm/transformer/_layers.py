@@ -143,7 +143,10 @@ class Term(nn.Module):
     def bag(self, batch: PackedBatch) -> Tensor:
         """The weighted sum over each cell's expressed genes, less the centre of the measured ones: (n, width)."""
         if batch.bag is None or batch.bag_segments is None:
-            raise ValueError("the batch holds no bag of expressed genes, which this model's input term needs")
+            raise ConfigError(
+                "the batch holds no bag of expressed genes, which this model reads; pass bag= to pack, or tokenize with "
+                "the model's own tokenizer"
+            )
         offsets = torch.as_tensor(batch.bag_segments.offsets[:-1]).to(batch.device)
         out = F.embedding_bag(
             batch.bag["ids"].long(),

@@ -75,7 +75,7 @@ def _part(hidden: Tensor, segments: Segments, part: PartSpec, values: Tensor | N
         if part.kind == "weighted":
             if values is None:
                 raise ConfigError("a weighted read-out needs token values, and these tokens have none")
-            hidden = hidden * values[:, None].to(hidden.dtype)
+            hidden = hidden * values.nan_to_num(0.0)[:, None].to(hidden.dtype)
         # sums in float32 at least: half precision loses the mean of a long cell
         total = torch.zeros(n, width, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         total = total.index_add(0, cell, hidden.to(total.dtype))

@@ -241,7 +241,7 @@ class PartSpec(Spec):
     kind
         ``token``: the one at ``index`` (negative: from the end); ``mean`` or ``max`` over all but
         the first ``skip_first`` and the last ``skip_last``; ``weighted``: the sum of states times
-        token values.
+        token values (0 where a token has none).
     """
 
     kind: Literal["token", "mean", "max", "weighted"]
