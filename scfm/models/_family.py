@@ -30,7 +30,7 @@ class Family:
     read
         Reads it: ``read(path, checkpoint)`` with the name of the weight set within a file, or None.
     files
-        Names of the files of its official layout that are read, wherever there is a choice all of them.
+        Names, or patterns of names, of all files of its official layout that may be read.
     companions
         What a user must put where, when something is missing.
     """

@@ -39,8 +39,7 @@ def _latin1(text: str, _encoding: str) -> bytes:
 
 
 PICKLE_NAMES: dict[tuple[str, str], Any] = {
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
+    **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in (set, frozenset)},
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _latin1,
     ("numpy", "dtype"): np.dtype,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -226,6 +228,11 @@ def _file_names(card: ModelCard | None) -> tuple[str, ...]:
     return tuple(sorted({*official, *FoundationModel.files}))
 
 
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Errors of the HTTP library that huggingface_hub uses, which depends on its version."""
+    return tuple(import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name) is not None)
+
+
 def _download(repository: str, folder: str, revision: str | None, card: ModelCard | None = None) -> Path:
     wanted = [f"{folder}/{name}" if folder else name for name in _file_names(card)]
     try:
@@ -237,7 +244,7 @@ def _download(repository: str, folder: str, revision: str | None, card: ModelCar
             f"the model hub has no repository {repository} at revision {revision or 'main'}, and there is no folder of "
             "that name on this machine: check the name"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, *_transport_errors()) as error:
         placed = home() / (card.name if card is not None else "a-name-of-yours")
         names = _with_sizes(card) if card is not None else ", ".join(wanted)
         raise CheckpointError(

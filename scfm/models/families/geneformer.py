@@ -78,6 +78,12 @@ SETTINGS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
 )
+DICTIONARIES = {
+    "tokens": "token_dictionary*.pkl",
+    "medians": "gene_median_dictionary*.pkl",
+    "aliases": "ensembl_mapping_dict*.pkl",
+    "symbols": "gene_name_id_dict*.pkl",
+}
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -171,7 +177,7 @@ def read(path: Path, checkpoint: str | None = None) -> FoundationModel:
 def _tokenizer(path: Path, vocab_size: int, context: int) -> RankValueTokenizer:
     found = []
     for folder in _dictionary_folders(path):
-        tokens = next(iter(sorted(folder.glob("token_dictionary*.pkl"))), None)
+        tokens = next(iter(sorted(folder.glob(DICTIONARIES["tokens"]))), None)
         if tokens is None:
             continue
         dictionary = read_pickle(tokens)
@@ -196,15 +202,16 @@ def _from_dictionaries(folder: Path, ids: dict[str, int], context: int) -> RankV
     names = sorted(ids, key=ids.__getitem__)
     if [ids[name] for name in names] != list(range(len(names))):
         raise CheckpointError(f"the token ids in {folder} are not 0 to {len(names) - 1} without a gap")
-    medians = {str(k): float(v) for k, v in _one(folder, "gene_median_dictionary*.pkl").items()}
-    aliases = {str(k): str(v) for k, v in _one(folder, "ensembl_mapping_dict*.pkl").items()}
-    symbols = {str(v): str(k) for k, v in _one(folder, "gene_name_id_dict*.pkl").items()}
+    medians = {str(k): float(v) for k, v in _one(folder, "medians").items()}
+    aliases = {str(k): str(v) for k, v in _one(folder, "aliases").items()}
+    symbols = {str(v): str(k) for k, v in _one(folder, "symbols").items()}
     tokenizer = families.geneformer(names, medians, aliases, context)
     shown = tuple(symbols.get(name, name) for name in names)
     return replace(tokenizer, vocabulary=replace(tokenizer.vocabulary, symbols=shown))
 
 
-def _one(folder: Path, pattern: str) -> dict[Any, Any]:
+def _one(folder: Path, kind: str) -> dict[Any, Any]:
+    pattern = DICTIONARIES[kind]
     path = next(iter(sorted(folder.glob(pattern))), folder / pattern)
     data: dict[Any, Any] = read_pickle(path)
     return data
@@ -310,6 +317,6 @@ FAMILY = Family(
     cards=CARDS,
     recognise=lambda path: is_json_with(path / "config.json", "model_type", "bert"),
     read=read,
-    files=("config.json", *WEIGHTS),
+    files=("config.json", *WEIGHTS, *DICTIONARIES.values()),
     companions="config.json and model.safetensors (or pytorch_model.bin); the published gene dictionaries come with scfm",
 )

@@ -1,0 +1,74 @@
+"""Small checkpoints in folders that a test may spoil."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from golden_cases import case
+from safetensors.torch import load_file, save_file
+
+import scfm
+from scfm.tokenizers import Tokens
+
+
+def copied(source: Path, target: Path) -> Path:
+    """A folder's files, writable."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.is_file():
+            shutil.copyfile(file, target / file.name)
+    return target
+
+
+def geneformer_folder(target: Path, version: int = 1) -> Path:
+    checkpoint = case(f"geneformer_v{version}") / "checkpoint"
+    copied(next(p for p in sorted(checkpoint.iterdir()) if (p / "config.json").is_file()), target)
+    return copied(next(checkpoint.rglob("token_dictionary*.pkl")).parent, target)
+
+
+def scgpt_folder(target: Path, kind: str = "pretrained") -> Path:
+    return copied(case("scgpt") / "checkpoint" / kind, target)
+
+
+def weights_of(folder: Path) -> Path:
+    return next(folder / n for n in ("model.safetensors", "best_model.pt") if (folder / n).is_file())
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    path = weights_of(folder)
+    return dict(load_file(path)) if path.suffix == ".safetensors" else dict(torch.load(path, weights_only=True))
+
+
+def write_state(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    path = weights_of(folder)
+    if path.suffix == ".safetensors":
+        save_file({k: v.contiguous() for k, v in state.items()}, path)
+    else:
+        torch.save(state, path)
+
+
+def table_of(state: dict[str, torch.Tensor]) -> str:
+    return next(k for k in state if k.endswith(("word_embeddings.weight", "encoder.embedding.weight")))
+
+
+WHOLE_PARTS = {"flag_encoder.weight"}
+"""Tensors that make up a part of a model alone: without them the model lacks that part."""
+
+
+def some_tokens(model: scfm.models.FoundationModel) -> Tokens:
+    rng = np.random.default_rng(0)
+    genes = np.flatnonzero(model.vocabulary.is_gene)
+    ids = np.concatenate([rng.permutation(genes)[:n] for n in (5, 9, 7)]).astype(np.int32)
+    values = rng.integers(1, 10, len(ids)).astype(np.float32)
+    return Tokens(ids=ids, offsets=np.array([0, 5, 14, 21]), values=values)
+
+
+def dictionaries(version: int) -> Path:
+    return next((case(f"geneformer_v{version}") / "checkpoint").rglob("token_dictionary*.pkl")).parent
+
+
+FAMILY_CASES = {"geneformer": geneformer_folder, "scgpt": scgpt_folder}
+"""How to make a small checkpoint of each family."""
