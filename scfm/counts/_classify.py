@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scfm.counts._evidence import SAMPLE_ROWS, Evidence, canonical, describe, row_sums, sampled_rows, share
-from scfm.counts._readers import RowReader, Rows
+from scfm.counts._readers import RowReader, Rows, reading
 from scfm.counts._recovery import LINEAR, LOG_SCALES, Precision, Recovered, Recovery
 from scfm.counts._report import Candidate
 from scfm.counts._target import constant, find_target
@@ -40,7 +40,8 @@ def examine(where: str, reader: RowReader, obs: pd.DataFrame) -> tuple[Candidate
     What it holds, and the way back to counts where one is needed and proven.
     """
     numbers = sampled_rows(reader)
-    rows = canonical(reader.take(numbers), reader.shape[1])
+    with reading(where):
+        rows = canonical(reader.take(numbers), reader.shape[1])
     evidence = describe(rows, reader)
     kind, found, recovery = _kind(rows, evidence, obs.iloc[numbers])
     if recovery is not None and evidence.n_sampled < evidence.n_cells:

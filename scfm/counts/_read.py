@@ -122,10 +122,10 @@ def _read_zarr(path: Path) -> AnnData:
 
 def _on_disk(root: Any) -> AnnData:
     """An AnnData object whose X, layers and raw stay in the file; everything else is read."""
-    raw = None
-    if "raw" in root:
-        parts = {name: read_elem(root[f"raw/{name}"]) for name in ("var", "varm") if name in root["raw"]}
-        raw = {"X": _matrix(root["raw/X"]), **parts}
+    raw, stored = None, root.get("raw")
+    if hasattr(stored, "keys") and "X" in stored:
+        parts = {name: read_elem(stored[name]) for name in ("var", "varm") if name in stored}
+        raw = {"X": _matrix(stored["X"]), **parts}
     rest = {
         name: read_elem(root[name]) for name in ("obs", "var", "obsm", "varm", "obsp", "varp", "uns") if name in root
     }

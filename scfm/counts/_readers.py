@@ -5,8 +5,10 @@ One reader per way of storing a matrix; each hands out runs of rows as CSR array
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +59,15 @@ def join(parts: list[Rows]) -> Rows:
         np.concatenate([p.indices for p in parts]),
         np.concatenate([p.data for p in parts]),
     )
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Errors of the file while something is read from it, in words."""
+    try:
+        yield
+    except (OSError, zlib.error) as error:
+        raise CountsError(f"{what} cannot be read ({error}); the file is damaged, copy or make it again") from error
 
 
 class RowReader(ABC):
@@ -316,6 +327,7 @@ def _as_rows(matrix: Any) -> Rows:
     return Rows(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32, copy=False), matrix.data)
 
 
+_PARTS = ("indptr", "indices", "data")
 _COMPRESSED: dict[str, Callable[..., RowReader]] = {"csr": _Csr, "csc": _Csc}
 
 
@@ -349,9 +361,15 @@ def reader(matrix: Any) -> RowReader:
         return DaskReader(matrix)
     if getattr(matrix, "format", None) in _COMPRESSED:
         kind = _COMPRESSED[matrix.format]
-        on_disk = not sparse.issparse(matrix)
-        parts = [matrix.group[name] if on_disk else getattr(matrix, name) for name in ("indptr", "indices", "data")]
-        return kind(tuple(matrix.shape), *parts, on_disk)
+        shape = tuple(matrix.shape)
+        if sparse.issparse(matrix):
+            return kind(shape, *(getattr(matrix, name) for name in _PARTS), False)
+        missing = [name for name in _PARTS if name not in matrix.group]
+        if missing:
+            raise CountsError(
+                f"{' and '.join(missing)} is not there: the file is damaged, make it again from its source"
+            )
+        return kind(shape, *(matrix.group[name] for name in _PARTS), True)
     if isinstance(matrix, np.ndarray):
         return _Dense(matrix, False)
     if package in ("h5py", "zarr"):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scfm.counts._block import CountBlock
 from scfm.counts._evidence import sampled_rows
-from scfm.counts._readers import DaskReader, RowReader, Rows
+from scfm.counts._readers import DaskReader, RowReader, Rows, reading
 from scfm.counts._readers import reader as reader_of
 from scfm.counts._recovery import Recovery
 from scfm.counts._report import CountReport
@@ -119,7 +119,8 @@ class CountSource:
 
     def _stream(self, start: int, stop: int, n_rows: int) -> Iterator[CountBlock]:
         for begin, end in self.reader.spans(start, stop, n_rows):
-            part = self.reader.rows(begin, end)
+            with reading(f"rows {begin:,} to {end:,} of {self.where}"):
+                part = self.reader.rows(begin, end)
             for a in range(0, end - begin, n_rows):
                 yield self._block(part.cut(a, min(a + n_rows, end - begin)), begin + a)
 
