@@ -21,6 +21,7 @@ from scfm.models._dask import embed_dask
 from scfm.models._stream import BLOCK_ROWS, Embedding, Job, embed_blocks
 from scfm.tl._dry_run import DryRun, dry_run_report
 from scfm.tokenizers import from_obs
+from scfm.tokenizers._context import resolve_context
 
 log = logging.getLogger("scfm")
 
@@ -130,9 +131,12 @@ def embed(
     match = genes.match(source.var, loaded.vocabulary, gene_key=gene_key, policy=gene_matching)
     kind = _gene_kind(gene_embeddings, loaded)
     groups, names = _groups(adata, groupby, kind)
+    options = loaded.tokenizer.context_options
+    facts_of_cells = from_obs(options, context, adata.obs)
+    resolve_context(options, facts_of_cells, adata.n_obs)
     job = Job(
         match=match,
-        context=from_obs(loaded.tokenizer.context_options, context, adata.obs),
+        context=facts_of_cells,
         seed=seed,
         pooling=pooling,
         hidden_layer=hidden_layer,

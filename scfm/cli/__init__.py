@@ -1,0 +1,5 @@
+"""What does one type in a shell?"""
+
+from scfm.cli._app import app
+
+__all__ = ["app"]
