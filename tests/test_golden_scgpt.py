@@ -285,6 +285,13 @@ def scfm_obs():
     return anndata.read_h5ad(case("scgpt") / "cells.h5ad").obs
 
 
+def test_golden_scgpt_integration_masks(golden):
+    masked = golden["int.values"].copy()
+    for row, positions in zip(masked, golden["rand.int_mask_choice"], strict=True):
+        row[positions[positions >= 0]] = MASKED
+    np.testing.assert_array_equal(masked, golden["int.masked_values"])
+
+
 def test_golden_scgpt_integration_states_and_embedding(golden, integration):
     model, tokens, masked = integration
     few = masked[: len(golden["int.final_hidden"])]
@@ -347,11 +354,6 @@ def test_golden_scgpt_perturbation(golden, load):
 
 
 # files
-
-
-def renamed(state, source, target):
-    """A state dict in another of the authors' attention layouts."""
-    return {k.replace(source, target).replace("in_proj_.", "in_proj_"): v for k, v in state.items()}
 
 
 @pytest.mark.parametrize("layout", ["Wqkv.", "_impl.Wqkv.", "in_proj_"])

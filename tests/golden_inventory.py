@@ -1,0 +1,340 @@
+"""What became of every recorded array: one row per group of names, by family.
+
+Names may hold ``*`` for the parts that differ between cases (numbers of layers, cells, bins). Every array of a case
+matches one name here, and every name here matches an array.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Fate = Literal["reproduced", "given", "official defect", "not offered", "family not yet offered"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group of arrays of one fate.
+
+    Parameters
+    ----------
+    names
+        Patterns, separated by blanks.
+    fate
+        ``reproduced``: ours equals it; ``given``: a recorded draw, target or size that a test starts from;
+        ``official defect``: recorded to show what the authors' code does wrong.
+    where
+        ``file::test`` that uses the arrays.
+    why
+        For what is not reproduced.
+    """
+
+    names: str
+    fate: Fate
+    where: str = ""
+    why: str = ""
+
+
+def _tokens(test: str) -> str:
+    return f"test_golden_tokens::test_golden_{test}"
+
+
+def _geneformer(test: str) -> str:
+    return f"test_golden_geneformer::test_golden_{test}"
+
+
+def _scgpt(test: str) -> str:
+    return f"test_golden_scgpt::test_golden_scgpt_{test}"
+
+
+def _perturbation(test: str) -> str:
+    return f"test_golden_perturbation::test_golden_{test}"
+
+
+GENEFORMER = (
+    Row("cell_index n_counts tokens length attention_mask", "reproduced", _tokens("geneformer_tokens")),
+    Row(
+        "rank_tokens_full rank_values_full rank_length_full",
+        "reproduced",
+        _tokens("geneformer_ranking_is_bit_equal"),
+    ),
+    Row(
+        "official_rank_tokens_full official_rank_length_full",
+        "official defect",
+        _tokens("geneformer_official_lists_differ_only_in_ties_and_explicit_zeros"),
+        "ties in the order of an unstable sort, explicit zeros become tokens",
+    ),
+    Row(
+        "official_tokens official_length official_counts_column official_differs official_same_set",
+        "official defect",
+        _tokens("geneformer_official_inputs_agree_where_recorded_as_equal"),
+        "the same lists, cut; equal to ours where the record says so",
+    ),
+    Row("official_output_row_order", "official defect", why="rows come back sorted by length; ours keep their order"),
+    Row("dup_summed_*", "reproduced", _tokens("geneformer_sums_duplicated_ids")),
+    Row("dup_official_rank_tokens", "official defect", why="the same gene twice in a cell; ours are summed"),
+    Row("hidden_states", "reproduced", _geneformer("hidden_states")),
+    Row("emb_cell_layer*", "reproduced", _geneformer("cell_embeddings_in_every_mode_and_layer")),
+    Row("gene_emb_*", "reproduced", _geneformer("gene_embeddings")),
+    Row("state_emb_*", "reproduced", _geneformer("state_embeddings")),
+    Row("mlm_input_ids mlm_labels mlm_attention_mask", "given", _geneformer("masked_language_model_logits_and_loss")),
+    Row("mlm_logits mlm_logits_at_masked mlm_loss", "reproduced", _geneformer("masked_language_model_logits_and_loss")),
+    Row("cell_clf_labels", "given", _geneformer("cell_classifier")),
+    Row(
+        "cell_clf_logits* cell_clf_pred_official_batches cell_clf_loss cell_clf_pooled",
+        "reproduced",
+        _geneformer("cell_classifier"),
+    ),
+    Row("gene_clf_labels", "given", _geneformer("gene_classifier")),
+    Row("gene_clf_logits gene_clf_loss gene_clf_*_flat", "reproduced", _geneformer("gene_classifier")),
+    Row("isp_target_token isp_all_cell", "given", _perturbation("every_gene_in_turn")),
+    Row(
+        "isp_delete_tokens isp_delete_lengths isp_overexpress_tokens isp_overexpress_lengths "
+        "isp_overexpress_original_*",
+        "reproduced",
+        _perturbation("perturbed_lists"),
+    ),
+    Row("isp_delete_cos_* isp_overexpress_cos_*", "reproduced", _perturbation("effect_of_a_perturbation")),
+    Row("isp_*_shift_to_*", "reproduced", _perturbation("shift_towards_a_state")),
+    Row(
+        "isp_all_*_tokens isp_all_*_cos isp_all_delete_gene_cos_official",
+        "reproduced",
+        _perturbation("every_gene_in_turn"),
+    ),
+    Row(
+        "isp_all_overexpress_gene_cos_official",
+        "official defect",
+        _perturbation("every_gene_in_turn"),
+        "each value is attributed to the gene one rank too low; the values are ours",
+    ),
+)
+
+GENEFORMER_V2 = (Row("emb_cls_layer*", "reproduced", _geneformer("cell_embeddings_in_every_mode_and_layer")),)
+
+SCGPT = (
+    Row("binning.*.input binning.*.rand", "given", _tokens("scgpt_bins_and_edges_of_single_rows")),
+    Row(
+        "binning.*.edges binning.*.out binning.*.out_oneside",
+        "reproduced",
+        _tokens("scgpt_bins_and_edges_of_single_rows"),
+    ),
+    Row(
+        "rand.embed_* embed.sampled_cells embed.max_length embed.batch_size", "given", _tokens("scgpt_zero_shot_tokens")
+    ),
+    Row(
+        "embed.id_in_vocab embed.n_tokens embed.batch_seq_len embed.gene embed.expr fwd.gene fwd.expr fwd.padding_mask",
+        "reproduced",
+        _tokens("scgpt_zero_shot_tokens"),
+    ),
+    Row("embed.cls_unnormalised embed.X_scGPT", "reproduced", _scgpt("cell_embeddings")),
+    Row("value_encoder.input", "given", _scgpt("input_terms")),
+    Row("fwd.gene_encoder fwd.value_encoder fwd.total_embs value_encoder.output", "reproduced", _scgpt("input_terms")),
+    Row("fwd.layer*", "reproduced", _scgpt("hidden_states")),
+    Row("fwd.gene_embedding_input", "reproduced", _scgpt("gene_embedding_before_any_context")),
+    Row(
+        "fwd.cell_emb_avgpool_* fwd.cell_emb_wpool_*",
+        "official defect",
+        _scgpt("poolings_that_count_padding"),
+        "padding counts, so a cell depends on its batch and on the kernel; reproduced with padding made on purpose, "
+        "the pooling that is offered leaves it out",
+    ),
+    Row(
+        "fwd.prenorm_flash_valid0",
+        "official defect",
+        why="pre_norm means one thing in the flash layer and nothing in the torch layer; no checkpoint uses it",
+    ),
+    Row("mlm.masked_expr", "given", _scgpt("masked_outputs_and_losses")),
+    Row(
+        "mlm.mlm_output mlm.mvc_output mlm.cell_emb mlm.loss_* mlm.mre",
+        "reproduced",
+        _scgpt("masked_outputs_and_losses"),
+    ),
+    Row("generate.output generate.output_with_values", "reproduced", _scgpt("expression_from_a_cell_prompt")),
+    Row(
+        "mvc_concat.* mvc_sum.*",
+        "not offered",
+        why="decoders with weights of their own that no published checkpoint has, and that fail in the authors' model",
+    ),
+    Row("rand.gen_perms gen.cells gen.ratio", "given", _tokens("scgpt_generative_parts")),
+    Row(
+        "gen.pcpt_gene gen.pcpt_expr gen.gen_gene gen.gen_expr_target", "reproduced", _tokens("scgpt_generative_parts")
+    ),
+    Row("gen.layer* gen.pcpt_preds gen.gen_preds gen.cell_emb gen.mvc_output", "reproduced", _scgpt("generative_pass")),
+    Row(
+        "gen.loss_ecs gen.cellprompt_* gen.losses_mse_mvc_gen gen.mre",
+        "reproduced",
+        _scgpt("generative_losses_and_cell_prompt"),
+    ),
+    Row("gen.pcptonly_*", "reproduced", _scgpt("perceived_tokens_alone")),
+    Row("rand.prep", "given", _tokens("scgpt_preparation")),
+    Row("prep.*", "reproduced", _tokens("scgpt_preparation")),
+    Row("rand.ann_choice", "given", _tokens("scgpt_annotation_tokens")),
+    Row("ann.genes ann.values", "reproduced", _tokens("scgpt_annotation_tokens")),
+    Row("ann.labels", "given", _scgpt("annotation")),
+    Row("ann.cls_output ann.cell_emb ann.mlm_output ann.pred ann.loss_cls", "reproduced", _scgpt("annotation")),
+    Row("rand.int_choice int.cells", "given", _tokens("scgpt_integration_tokens_with_zeros")),
+    Row("int.genes int.values", "reproduced", _tokens("scgpt_integration_tokens_with_zeros")),
+    Row("rand.int_mask_choice", "given", _scgpt("integration_masks")),
+    Row("int.masked_values", "reproduced", _scgpt("integration_masks")),
+    Row(
+        "int.total_embs_after_dsbn int.final_hidden int.cell_emb int.X_scGPT",
+        "reproduced",
+        _scgpt("integration_states_and_embedding"),
+    ),
+    Row(
+        "int.mlm_output int.mlm_zero_probs int.mvc_output int.mvc_zero_probs int.dab_output int.loss_ecs int.losses "
+        "int.mlm_sampled",
+        "reproduced",
+        _scgpt("integration_outputs_and_losses"),
+    ),
+    Row("pert.genes pert.values", "reproduced", _tokens("scgpt_preparation")),
+    Row("pert.flags", "given", _scgpt("perturbation")),
+    Row("pert.total_embs_cell0 pert.mlm_output", "reproduced", _scgpt("perturbation")),
+)
+
+NICHEFORMER = (
+    Row("specie assay modality tokens tokens_stable_sort", "reproduced", _tokens("nicheformer_tokens")),
+    Row("X_aligned scores n_genes_detected", "reproduced", _tokens("nicheformer_scores_are_bit_equal")),
+    Row("mean_used_*", "reproduced", _tokens("nicheformer_technology_scales")),
+    Row("input_ids key_padding_mask", "reproduced", _tokens("nicheformer_model_input")),
+    Row(
+        "hf_input_ids hf_input_ids_pad1 hf_attention_mask",
+        "reproduced",
+        _tokens("nicheformer_hub_input_without_technology_mean"),
+    ),
+    Row(
+        "tokens_raw_means emb_raw_means hf_input_ids_xenium_mean_raw",
+        "official defect",
+        why="made with the unprocessed technology means, whose gaps become tokens",
+    ),
+    Row("emb_no_metadata", "official defect", why="without context tokens three genes are dropped in their place"),
+    Row(
+        "emb_layer* emb_masked_mean* gene_embeddings hidden_* hf_emb hf_emb_pad1",
+        "family not yet offered",
+        why="states and embeddings of the model",
+    ),
+    Row("mlm_* region X_niche_1 ft_*", "family not yet offered", why="outputs of the model and their targets"),
+)
+
+SCBERT = (
+    Row("tokens lognorm", "reproduced", _tokens("scbert_tokens")),
+    Row("kept_min_genes", "not offered", why="cells are filtered by their owner, not by a tokenizer"),
+    Row(
+        "cell0_layer0_* emb_in hidden_layer* encodings mlm_logits key_stabiliser_single enc_* attn_sum_fp32",
+        "family not yet offered",
+        why="states, embeddings and outputs of each cell alone, and means over them",
+    ),
+    Row(
+        "encodings_batch_last_token mlm_logits_batch key_stabiliser_batch key_stabiliser_batch_of_all",
+        "official defect",
+        why="the maximum of the keys is taken over the batch, so a cell depends on its batch",
+    ),
+    Row(
+        "mlm_cells mlm_rand_* mlm_masked_input mlm_labels mlm_batch_logits mlm_loss mlm_accuracy mlm_predicted",
+        "family not yet offered",
+        why="the masked objective, in a batch of the authors",
+    ),
+    Row(
+        "ft_trainable_names predict_* ft_enc_last_token ft_head_* ft_logits ft_prob label_idx",
+        "family not yet offered",
+        why="the fine-tuned classifier",
+    ),
+    Row(
+        "ft_logits_batch_of_3 ft_loss_first3",
+        "official defect",
+        why="the fine-tuned classifier on a batch, with the maximum over the batch",
+    ),
+)
+
+SCMULAN = (
+    Row("gsu_* lognorm_gene_set prompt_*", "reproduced", _tokens("scmulan_prompts")),
+    Row(
+        "logits_exp_prompt gen_* cell_embedding coarse_type fine_type cell[0-9]_* step_logits_cls",
+        "family not yet offered",
+        why="annotation: states, words and embeddings",
+    ),
+    Row("kv_*", "family not yet offered", why="the same with cached keys"),
+    Row("sample_* greedy_*", "family not yet offered", why="generation of cells"),
+    Row("loss_*", "family not yet offered", why="the training objective"),
+)
+
+SCFOUNDATION = (
+    Row(
+        "aligned_counts input_T input_A gene_x_t4_F tok_* gb_pos_ids_enc gb_enc_padmask ft_x mae_target",
+        "reproduced",
+        _tokens("scfoundation_tokens"),
+    ),
+    Row("TS__cell_*", "reproduced", _tokens("scfoundation_depth_tokens")),
+    Row("bulk_input_*", "given", _tokens("scfoundation_bulk_depth_tokens")),
+    Row("TS__bulk_*", "reproduced", _tokens("scfoundation_bulk_depth_tokens")),
+    Row("trap_frac_input", "given", _tokens("scfoundation_keeps_depth_tokens_that_the_official_code_loses")),
+    Row(
+        "trap_frac_pos_ids",
+        "official defect",
+        _tokens("scfoundation_keeps_depth_tokens_that_the_official_code_loses"),
+        "a depth below 1 is taken for no token",
+    ),
+    Row("trap_frac_cell_*", "official defect", why="the embedding without that token"),
+    Row("trap_dup_*", "official defect", why="a gene of the list twice shifts all later genes"),
+    Row("cell_* bulk_all_* bulk_max_*", "family not yet offered", why="cell embeddings in every mode"),
+    Row("gene_f1_F gene_expression_*", "family not yet offered", why="gene embeddings and predicted expression"),
+    Row(
+        "gene_batch_* gb_token_emb* gb_enc_in gb_enc_layer* gb_enc_out gb_dec_*",
+        "family not yet offered",
+        why="gene embeddings and states of a batch; the maximum over the batch is a defect",
+    ),
+    Row("single*", "family not yet offered", why="states of the encoder"),
+    Row("g0_kernel_* redraw_seed0", "family not yet offered", why="features of the linear attention"),
+    Row("grid_*", "family not yet offered", why="the value embedding as a curve"),
+    Row("mae_input mae_mask mae_pred mae_loss_masked_mse", "family not yet offered", why="the training objective"),
+    Row("ft_logits_single ft_fc1_* ft_bn_*", "family not yet offered", why="the fine-tuned classifier"),
+    Row("ft_logits_batch", "official defect", why="padding enters the maximum, so a cell depends on its batch"),
+)
+
+UCE = (
+    Row(
+        "*_obs_names *_var_names",
+        "given",
+        _tokens("uce_tokens_chromosomes_and_starts"),
+    ),
+    Row(
+        "*_gene_token_id *_gene_chrom_code *_gene_start",
+        "reproduced",
+        _tokens("uce_tokens_chromosomes_and_starts"),
+    ),
+    Row("h?_p mo_p ck_p", "reproduced", _tokens("uce_weights")),
+    Row("h?_choice_idx h?_chrom_order mo_ch* ck_ch*", "given", _tokens("uce_sentences")),
+    Row(
+        "h?_tokens h?_length h?_mask mo_tokens mo_length mo_mask ck_tokens ck_length ck_mask",
+        "reproduced",
+        _tokens("uce_sentences"),
+    ),
+    Row("pt_masked_cols pt_chrom_order pt_rows pt_choice_idx", "given", _tokens("uce_pretraining_sentences")),
+    Row("pt_tokens pt_length", "reproduced", _tokens("uce_pretraining_sentences")),
+    Row("*_emb_single *_emb_batched_inf_mask hf_s1_*", "family not yet offered", why="cell embeddings, states"),
+    Row(
+        "*_emb_official_batched hf_b0_*",
+        "official defect",
+        why="padding is attended with weight, so a cell depends on its batch",
+    ),
+    Row("head_*", "family not yet offered", why="whether a cell expresses a protein"),
+    Row(
+        "pt_query_cols pt_labels pt_emb pt_logits_unit_protein pt_loss pt_grad:*",
+        "family not yet offered",
+        why="the training objective and its gradients",
+    ),
+)
+
+GENEPT = (Row("*", "family not yet offered", why="weighted means of text embeddings of genes; no transformer is run"),)
+
+INVENTORY: dict[str, tuple[Row, ...]] = {
+    "geneformer_v1": GENEFORMER,
+    "geneformer_v2": (*GENEFORMER, *GENEFORMER_V2),
+    "scgpt": SCGPT,
+    "nicheformer": NICHEFORMER,
+    "scbert": SCBERT,
+    "scmulan": SCMULAN,
+    "scfoundation": SCFOUNDATION,
+    "uce": UCE,
+    "genept": GENEPT,
+}
