@@ -35,7 +35,8 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 docs: $(VENV)/.test ## build the documentation into docs/_build/html
-	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	rm -rf docs/api docs/tutorials
+	$(BIN)/sphinx-build -W --keep-going -q -E -b html docs docs/_build/html
 
 bench: $(VENV)/.demo ## measure speed and memory, print the table of docs/benchmarks.md
 	$(BIN)/python scripts/bench.py
