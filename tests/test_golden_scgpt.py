@@ -340,6 +340,18 @@ def test_golden_scgpt_integration_needs_the_batch_of_each_cell(integration):
         model.embed_cells(replace(tokens, per_cell={}))
 
 
+def test_golden_scgpt_integration_takes_the_batch_from_obs(load):
+    import anndata
+
+    model = load("integration")
+    cells = anndata.read_h5ad(case("scgpt") / "cells.h5ad")
+    tokens = model.tokenize(cells, gene_key="feature_name", context={"batch": "batch_id"})
+    np.testing.assert_array_equal(tokens.per_cell["batch"], cells.obs["batch_id"])
+    assert np.isfinite(model.embed_cells(tokens)[tokens.per_cell["n_detected"] > 0]).all()
+    with pytest.raises(scfm.errors.TokenizerError, match="needs context 'batch'"):
+        model.tokenize(cells, gene_key="feature_name")
+
+
 def test_golden_scgpt_perturbation(golden, load):
     model = load("perturbation")
     tokens = tokens_of(

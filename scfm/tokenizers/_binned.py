@@ -18,7 +18,7 @@ from scfm.genes import GeneMatch, GeneVocabulary
 from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._bins import QuantileBins, ValueRule
 from scfm.tokenizers._cells import Cells, Slots, gather, keys, recorded
-from scfm.tokenizers._context import resolve_context
+from scfm.tokenizers._context import ContextOption, resolve_context
 from scfm.tokenizers._layout import Zeros, assemble, cut, special_ids, statistics
 from scfm.tokenizers._tokens import Tokens
 
@@ -47,6 +47,8 @@ class BinnedTokenizer(Tokenizer):
         Special tokens in front and behind, by role, with their values.
     n_words
         Genes of the vocabulary from this id on count for the total of a cell, but are no tokens.
+    context
+        Facts about each cell that a model reads beside the tokens; they go into ``Tokens.per_cell`` as numbers.
     """
 
     vocabulary: GeneVocabulary
@@ -58,6 +60,7 @@ class BinnedTokenizer(Tokenizer):
     first: Mapping[str, float] = field(default_factory=dict)
     last: Mapping[str, float] = field(default_factory=dict)
     n_words: int | None = None
+    context: Mapping[str, ContextOption] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         special_ids(self.vocabulary, {**self.first, **self.last})
@@ -67,6 +70,11 @@ class BinnedTokenizer(Tokenizer):
     @property
     def _room(self) -> int:
         return np.iinfo(np.int64).max if self.max_length is None else self.max_length - len(self.first) - len(self.last)
+
+    @property
+    def context_options(self) -> Mapping[str, ContextOption]:
+        """The facts that go along with the tokens."""
+        return self.context
 
     def __repr__(self) -> str:
         limit = "any length" if self.max_length is None else f"up to {self.max_length:,} tokens"
@@ -86,7 +94,7 @@ class BinnedTokenizer(Tokenizer):
         Recorded draws: ``"ties"`` (n, longest cell) in [0, 1) for the entries in order; ``"order"``
         (n, places) positions within the cell that are kept where a cell is cut.
         """
-        resolve_context({}, context or {}, block.n_cells)
+        facts = resolve_context(self.context, context or {}, block.n_cells)
         slots = Slots.of(match, self.vocabulary)
         everything = gather(block, slots)
         cells = everything if self.n_words is None else _below(everything, slots.genes, self.n_words)
@@ -110,7 +118,10 @@ class BinnedTokenizer(Tokenizer):
             ids=ids,
             offsets=offsets,
             values=values,
-            per_cell=statistics(everything, cells.lengths, n_dropped),
+            per_cell={
+                **statistics(everything, cells.lengths, n_dropped),
+                **{name: self.context[name].tokens(values) for name, values in facts.items()},
+            },
             vocabulary=self.vocabulary,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from scfm.models._family import Family, Reading, assemble
 from scfm.models._keys import Key
 from scfm.models._model import FoundationModel
 from scfm.models._reading import as_state, read_json, read_settings, read_tensors
-from scfm.tokenizers import BinnedTokenizer, families
+from scfm.tokenizers import BinnedTokenizer, ContextOption, families
 from scfm.transformer import (
     CellTransformerConfig,
     HeadSpec,
@@ -39,6 +40,7 @@ GENERATED = QueryOnlySpec(sees_itself=True, projected=False, channels={"flag": 1
 LAYER = r"transformer_encoder\.layers\.(\d+)\."
 QKV = r"self_attn\.(?:_impl\.)?(?:Wqkv\.|in_proj_)(weight|bias)"
 GENE_TABLE = "encoder.embedding.weight"
+BATCH_TABLE = "batch_encoder.embedding.weight"
 FEED_FORWARD = "transformer_encoder.layers.0.linear1.weight"
 FC = {"0": 0, "2": 1, "4": 2}
 
@@ -105,10 +107,9 @@ def config(args: Mapping[str, Any], state: Mapping[str, Tensor]) -> CellTransfor
     if flag is not None:
         terms["flag"] = TermSpec("table", "flag", rows=len(flag), optional=True)
     context: tuple[str, ...] = ()
-    if "batch_encoder.embedding.weight" in state:
+    if BATCH_TABLE in state:
         context = ("batch",)
-        terms["batch"] = TermSpec("table", "batch", rows=len(state["batch_encoder.embedding.weight"]), norm=True)
-    n_domains = sum(k.startswith("dsbn.") and k.endswith(".running_mean") for k in state)
+        terms["batch"] = TermSpec("table", "batch", rows=len(state[BATCH_TABLE]), norm=True)
     return make_config(
         encoder=StackSpec(
             n_layers=_n_layers(state),
@@ -129,7 +130,7 @@ def config(args: Mapping[str, Any], state: Mapping[str, Tensor]) -> CellTransfor
             "mean": ReadoutSpec((PartSpec("mean", skip_first=1),)),
         },
         readout="cls",
-        domains=n_domains,
+        domains=_n_domains(state),
         domain_eps=DOMAIN_EPS,
         domain_channel="batch",
         query_only=GENERATED.to_dict() if "flag_encoder.weight" in state else None,
@@ -192,7 +193,7 @@ def read(path: Path, checkpoint: str | None = None) -> FoundationModel:
                 f"{path / 'args.json'} says {name} = {args[name]}, but best_model.pt has {size}; the two files are of "
                 "different models"
             )
-    tokenizer = _tokenizer(path, args, len(state[GENE_TABLE]))
+    tokenizer = _tokenizer(path, args, state)
     keys = [*KEYS, *_domain_keys(state)]
     for source, ours, _activation in _CLASSIFIERS:
         keys += _classifier(source, ours, _depth(state, source))
@@ -210,7 +211,7 @@ def read(path: Path, checkpoint: str | None = None) -> FoundationModel:
 
 
 def _domain_keys(state: Mapping[str, Tensor]) -> list[Key]:
-    n = sum(k.startswith("dsbn.") and k.endswith(".running_mean") for k in state)
+    n = _n_domains(state)
     return [Key(rf"dsbn\.bns\.{b}\.running_(mean|var)", r"domain_\1", part=(b, n)) for b in range(n)]
 
 
@@ -218,7 +219,8 @@ def _stack_domains(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v[None] if k.startswith("dsbn.") and "running" in k else v for k, v in state.items()}
 
 
-def _tokenizer(path: Path, args: Mapping[str, Any], rows: int) -> BinnedTokenizer:
+def _tokenizer(path: Path, args: Mapping[str, Any], state: Mapping[str, Tensor]) -> BinnedTokenizer:
+    rows = len(state[GENE_TABLE])
     ids: dict[str, int] = read_json(path / "vocab.json", "the vocabulary", FAMILY.companions)
     names = sorted(ids, key=ids.__getitem__)
     if [ids[n] for n in names] != [*range(len(names))]:
@@ -232,7 +234,18 @@ def _tokenizer(path: Path, args: Mapping[str, Any], rows: int) -> BinnedTokenize
             f"{path / 'vocab.json'} lists {len(tokenizer.vocabulary):,} tokens, but the gene table of best_model.pt has "
             f"{rows:,} rows; the two files are of different releases"
         )
-    return tokenizer
+    return replace(tokenizer, context=_batches(state))
+
+
+def _batches(state: Mapping[str, Tensor]) -> dict[str, ContextOption]:
+    """The sequencing batch of each cell, by number: its name is not in the files."""
+    n_domains = _n_domains(state)
+    n = len(state.get(BATCH_TABLE, ())) or n_domains
+    return {"batch": ContextOption({str(i): i for i in range(n)}, optional=not n_domains)} if n else {}
+
+
+def _n_domains(state: Mapping[str, Tensor]) -> int:
+    return sum(name.startswith("dsbn.") and name.endswith(".running_mean") for name in state)
 
 
 def _card_of(path: Path, n_tokens: int) -> ModelCard:
