@@ -13,6 +13,8 @@ import pandas as pd
 from scfm.errors import ConfigError
 
 UNS = "scfm"
+ORDER = ("model", "family", "version", "parameters", "counts", "coverage", "tokens", "health", "groups")
+"""In which a report is read."""
 
 
 def key_of(name: str) -> str:
@@ -114,7 +116,9 @@ class EmbedReport:
         return dict(self.facts)
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self.facts))
+        known = [name for name in ORDER if name in self.facts]
+        others = sorted(name for name in self.facts if name not in ORDER)
+        return "\n".join(_lines({name: self.facts[name] for name in (*known, *others)}))
 
     __repr__ = __str__
 
@@ -123,7 +127,8 @@ def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     for name, value in facts.items():
         if isinstance(value, Mapping):
             yield f"{indent}{name}:" if value else f"{indent}{name}: none"
-            yield from _lines(value, indent + "  ")
+            # by name: an h5ad does not keep the order
+            yield from _lines(dict(sorted(value.items())), indent + "  ")
         else:
             yield f"{indent}{name}: {_short(value)}"
 
