@@ -10,6 +10,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from anndata.io import sparse_dataset
 from hypothesis import HealthCheck, given, settings
@@ -226,6 +227,17 @@ def test_sparse_datasets_inside_an_object_are_read_in_blocks(form: str, tmp_path
     stored = sparse_dataset(zarr.open_group(str(tmp_path / "cells.zarr"), mode="r")["X"])
     source = counts.find(ad.AnnData(stored))
     assert source.is_backed
+    np.testing.assert_array_equal(collected(source), dense)
+
+
+def test_lazily_read_objects_are_read_in_blocks(tmp_path: Path) -> None:
+    pytest.importorskip("xarray")
+    pytest.importorskip("dask")
+    dense = make_counts().astype(np.float32)
+    ad.AnnData(sparse.csr_matrix(dense)).write_h5ad(tmp_path / "cells.h5ad")
+    adata = ad.experimental.read_lazy(tmp_path / "cells.h5ad")
+    source = counts.find(adata)
+    assert source.is_dask and isinstance(source.var, pd.DataFrame)
     np.testing.assert_array_equal(collected(source), dense)
 
 

@@ -137,6 +137,15 @@ def test_the_counts_of_a_cell_do_not_depend_on_other_cells_or_the_order_of_genes
     np.testing.assert_array_equal(other_totals, totals[shuffled])
 
 
+def test_a_cell_of_pbmc68k_reduced_alone_is_what_it_is_among_others() -> None:
+    adata = pytest.importorskip("scanpy").datasets.pbmc68k_reduced()
+    whole, totals = recovered(counts.find(adata))
+    for row in (0, 33, 699):
+        alone, total = recovered(counts.find(adata[[row]]))
+        np.testing.assert_array_equal(alone[0], whole[row])
+        np.testing.assert_array_equal(total[0], totals[row])
+
+
 def test_repeated_entries_are_added_up_before_the_logarithm_is_undone() -> None:
     dense = make_counts()
     tidy = sparse.csr_matrix(normalised(dense))

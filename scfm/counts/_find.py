@@ -116,7 +116,7 @@ def search(
         except CountsError as error:
             unreadable.append(f"{place.where}: {error}")
             continue
-        looks.append(_Look(place, opened, *examine(place.where, opened, adata.obs)))
+        looks.append(_Look(place, opened, *examine(place.where, opened, _frame(adata.obs))))
         if looks[-1].candidate.kind == "counts" and not thorough:
             break
     if not looks:
@@ -161,17 +161,22 @@ def _places(adata: AnnData, layer: str | None, use_raw: bool | None) -> Iterator
         yield _layer(adata, layer)
         return
     if not use_raw:
-        if adata._adata_ref.X is not None if adata.is_view else adata.X is not None:
-            yield _Place("X", lambda: _open(adata, lambda base: base.X), adata.var)
+        whole = adata._adata_ref if adata.is_view else adata
+        if whole.X is not None:
+            yield _Place("X", lambda: _open(adata, lambda base: base.X), _frame(adata.var))
         named = {str(name).lower(): name for name in adata.layers if name is not None}
         yield from (_layer(adata, named[name]) for name in COUNT_LAYERS if name in named)
     if use_raw is not False and adata.raw is not None:
-        var = adata.raw.var
-        yield _Place("raw", lambda: _open(adata, lambda base: base.raw.X, columns=False), var)
+        yield _Place("raw", lambda: _open(adata, lambda base: base.raw.X, columns=False), _frame(adata.raw.var))
 
 
 def _layer(adata: AnnData, name: str) -> _Place:
-    return _Place(f"layers[{name!r}]", lambda: _open(adata, lambda base: base.layers[name]), adata.var)
+    return _Place(f"layers[{name!r}]", lambda: _open(adata, lambda base: base.layers[name]), _frame(adata.var))
+
+
+def _frame(annotation: Any) -> pd.DataFrame:
+    """Annotation as a data frame, also that of a lazily read object."""
+    return annotation if isinstance(annotation, pd.DataFrame) else annotation.to_memory()
 
 
 def _elsewhere(adata: AnnData, known: set[str]) -> Iterator[Candidate]:
@@ -182,7 +187,7 @@ def _elsewhere(adata: AnnData, known: set[str]) -> Iterator[Candidate]:
             continue
         known.add(place.where)
         try:
-            yield examine(place.where, place.open(), adata.obs)[0]
+            yield examine(place.where, place.open(), _frame(adata.obs))[0]
         except CountsError:
             continue
 

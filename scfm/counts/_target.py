@@ -108,12 +108,13 @@ def _from_obs(scales: NDArray[np.float64], bounds: NDArray[np.float64], obs: pd.
         totals = obs[name].to_numpy(dtype=np.float64, na_value=np.nan)
         products = totals * scales
         middle = float(np.nanmedian(products)) if np.isfinite(products).any() else 0.0
-        if middle <= 0 or np.ptp(totals[np.isfinite(totals)]) <= _SAME * np.nanmedian(totals):
+        near = [t for t in COMMON if abs(t - middle) <= _SAME * t]
+        varies = np.nanmax(totals) - np.nanmin(totals) > _SAME * np.nanmax(totals) if middle > 0 else False
+        if not (varies or near):
             continue
         agree = np.abs(products - middle) <= _SAME * middle
         if agree.mean() >= 0.9:
             exact = constant(totals[agree] * bounds[agree, 0], totals[agree] * bounds[agree, 1])
-            near = [t for t in COMMON if abs(t - middle) <= _SAME * t]
             value = exact or (near[0] if near else middle)
             says = f"obs[{name!r}] x the value of one count = {value:,.6g} in {share(agree.mean())} of the cells"
             return Target(value, False, says)
