@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
@@ -14,7 +14,7 @@ from scfm.errors import GeneMatchError
 from scfm.genes._names import names_of, strip_version
 from scfm.genes._table import ID_PREFIX, canonical_species, has_table, orthologues
 
-OrthologueTable = Literal[True] | str | Path | pd.DataFrame
+OrthologueTable: TypeAlias = Literal[True] | str | Path | pd.DataFrame
 
 
 @dataclass(frozen=True)
