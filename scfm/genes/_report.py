@@ -111,7 +111,7 @@ class MatchReport:
             names = ", ".join(map(repr, self.unmatched[:5]))
             warnings.warn(
                 f"only {share:.1%} of the counts belong to genes of the model ({self.n_matched:,} of {self.n_vars:,} "
-                f"columns matched by {self.gene_key!r}; without a token are {names}, ...). Results will be poor: check "
+                f"columns matched by {self.gene_key!r}; without a token are {names}, ...). Results may be poor: check "
                 "the species, choose another column with gene_key=, and see print(report)",
                 CoverageWarning,
                 stacklevel=2,
