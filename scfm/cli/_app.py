@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from scfm.cli._shell import Commands, say, stop_cleanly_when_terminated
+from scfm.cli._shell import Commands, ending_like_ctrl_c, say
 
 app = typer.Typer(
     name="scfm",
@@ -149,33 +149,33 @@ def embed(
 
     if out is None and not dry_run:
         raise typer.BadParameter("name the file to write, for example out.h5ad", param_hint="OUT")
-    stop_cleanly_when_terminated()
-    say_what = embed_file(
-        source,
-        out,
-        model,
-        context=context or [],
-        dry_run=dry_run,
-        load={"family": family, "revision": revision, "checkpoint": checkpoint},
-        options={
-            "key_added": key_added,
-            "layer": layer,
-            "use_raw": use_raw,
-            "gene_key": gene_key,
-            "gene_matching": gene_matching,
-            "pooling": pooling,
-            "hidden_layer": hidden_layer,
-            "gene_embeddings": None if gene_embeddings == "none" else gene_embeddings,
-            "groupby": groupby,
-            "batch_tokens": batch_tokens or "auto",
-            "device": device,
-            "dtype": dtype,
-            "attn_implementation": attn,
-            "seed": seed,
-            "progress": not no_progress,
-        },
-    )
-    typer.echo(say_what)
+    with ending_like_ctrl_c():
+        told = embed_file(
+            source,
+            out,
+            model,
+            context=context or [],
+            dry_run=dry_run,
+            load={"family": family, "revision": revision, "checkpoint": checkpoint},
+            options={
+                "key_added": key_added,
+                "layer": layer,
+                "use_raw": use_raw,
+                "gene_key": gene_key,
+                "gene_matching": gene_matching,
+                "pooling": pooling,
+                "hidden_layer": hidden_layer,
+                "gene_embeddings": None if gene_embeddings == "none" else gene_embeddings,
+                "groupby": groupby,
+                "batch_tokens": batch_tokens or "auto",
+                "device": device,
+                "dtype": dtype,
+                "attn_implementation": attn,
+                "seed": seed,
+                "progress": not no_progress,
+            },
+        )
+    typer.echo(told)
 
 
 @app.command(no_args_is_help=True)

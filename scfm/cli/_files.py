@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
+import io
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,29 +192,30 @@ def add_results(target: Path, adata: Any, key: str, out: Path) -> None:
     OutputError
         If there is no room.
     """
+    _written(out, _add_results, target, adata, key)
+
+
+def _add_results(target: Path, adata: Any, key: str) -> None:
     import h5py
     from anndata.io import write_elem
 
     from scfm.get._slots import UNS, Slots
 
     names = Slots(key)
-    try:
-        with h5py.File(target, "r+") as file:
-            _add_column(file, adata.obs, names.n_tokens)
-            for group in ("obsm", "varm", "uns"):
-                if group not in file:
-                    write_elem(file, group, {})
-            write_elem(file["obsm"], names.cells, adata.obsm[names.cells])
-            for name in names.of_genes:
-                if name in adata.varm:
-                    write_elem(file["varm"], name, adata.varm[name])
-                elif name in file["varm"]:
-                    del file["varm"][name]
-            if UNS not in file["uns"]:
-                write_elem(file["uns"], UNS, {})
-            write_elem(file["uns"][UNS], key, adata.uns[UNS][key])
-    except (OSError, RuntimeError) as error:  # HDF5 tells of a full disk by either
-        raise _failed(out, error) from error
+    with h5py.File(target, "r+") as file:
+        _add_column(file, adata.obs, names.n_tokens)
+        for group in ("obsm", "varm", "uns"):
+            if group not in file:
+                write_elem(file, group, {})
+        write_elem(file["obsm"], names.cells, adata.obsm[names.cells])
+        for name in names.of_genes:
+            if name in adata.varm:
+                write_elem(file["varm"], name, adata.varm[name])
+            elif name in file["varm"]:
+                del file["varm"][name]
+        if UNS not in file["uns"]:
+            write_elem(file["uns"], UNS, {})
+        write_elem(file["uns"][UNS], key, adata.uns[UNS][key])
 
 
 def _add_column(file: Any, obs: Any, name: str) -> None:
@@ -235,7 +240,24 @@ def write_all(target: Path, adata: Any, out: Path) -> None:
     OutputError
         If there is no room.
     """
+    _written(out, adata.write_h5ad, target)
+
+
+def _written(out: Path, write: Callable[..., None], *args: Any) -> None:
+    """Write with HDF5; after an error it complains on stderr of every object that it cannot close, which is kept back."""
+    failure: OutputError | None = None
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        adata.write_h5ad(target)
-    except (OSError, RuntimeError) as error:
-        raise _failed(out, error) from error
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            try:
+                write(*args)
+            except (OSError, RuntimeError) as error:  # it tells of a full disk by either
+                failure = _failed(out, error)
+                failure.__cause__ = error
+                traceback.clear_frames(error.__traceback__)
+                gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    if failure is not None:
+        raise failure
+    sys.stderr.write(said.getvalue())

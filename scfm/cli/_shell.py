@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import typer
@@ -29,10 +30,11 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command and turn what may go wrong into a line and an exit code."""
-        warnings.showwarning = _show_warning
         debug = ctx.params.get("debug", False)
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             say("interrupted: nothing was written")
             raise typer.Exit(INTERRUPTED) from None
@@ -67,9 +69,14 @@ def _show_warning(
         say(f"Warning: {one_line(str(message))}")
 
 
-def stop_cleanly_when_terminated() -> None:
+@contextmanager
+def ending_like_ctrl_c() -> Iterator[None]:
     """Treat a request to end, as batch systems send it, like Ctrl-C, so that nothing unfinished stays behind."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def columns(rows: Iterable[Sequence[str]], indent: str = "") -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from scfm.counts import CountBlock
 from scfm.genes import GeneMatch, MatchReport
+from scfm.models._card import ModelCard
 from scfm.models._model import FoundationModel
 from scfm.models._recorded import recorded
 from scfm.models._registry import cards, load, locate
@@ -122,30 +123,30 @@ def verify(
     """
     path, _family = locate(name_or_path, family, revision)
     model = load(name_or_path, family, revision, checkpoint)
-    by_name = str(name_or_path) in cards()
+    asked = cards().get(str(name_or_path))
     checks = (
-        *check_files(path, model, by_name=by_name),
+        *check_files(path, asked or model.card, by_name=asked is not None),
         *check_tokens(model),
         check_numbers(model, device, dtype, attn_implementation),
     )
     return Verification(model.card.name, checks)
 
 
-def check_files(path: Path, model: FoundationModel, *, by_name: bool = True) -> Iterator[Check]:
+def check_files(path: Path, card: ModelCard, *, by_name: bool = True) -> Iterator[Check]:
     """SHA-256 of the files whose sums the card knows.
 
     Parameters
     ----------
     path
         Folder of the model.
-    model
-        Made from it.
+    card
+        With the published sums.
     by_name
         Whether the registered model was asked for; other files in a folder may be a fine-tuned model of the same size.
     """
-    if not model.card.checksums:
-        yield Check("files", "skip", f"no checksums are known for {model.card.name}")
-    for name, expected in model.card.checksums.items():
+    if not card.checksums:
+        yield Check("files", "skip", f"no checksums are known for {card.name}")
+    for name, expected in card.checksums.items():
         what = f"file {name}"
         if not (path / name).is_file():
             yield Check(what, "skip", f"not in {path}; the model was read from another file")
@@ -156,7 +157,7 @@ def check_files(path: Path, model: FoundationModel, *, by_name: bool = True) -> 
         elif by_name:
             yield Check(what, "fail", f"SHA-256 {found[:12]}..., published is {expected[:12]}...; fetch the file again")
         else:
-            yield Check(what, "skip", f"not the file published as {model.card.name} (fine-tuned?)")
+            yield Check(what, "skip", f"not the file published as {card.name} (fine-tuned?)")
 
 
 def sha256(path: Path) -> str:
