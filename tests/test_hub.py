@@ -108,16 +108,17 @@ def test_revision_of_a_folder_on_this_machine_is_refused(tmp_path, cache):
 FETCH = """
 import json, sys
 import scfm
-name, revision = sys.argv[1], sys.argv[2] or None
-try:
-    print(json.dumps({"card": scfm.models.load(name, revision=revision).card.name}))
-except scfm.errors.CheckpointError as error:
-    print(json.dumps({"error": str(error)}))
+for name, revision in json.loads(sys.argv[1]):
+    try:
+        answer = {"card": scfm.models.load(name, revision=revision).card.name}
+    except scfm.errors.CheckpointError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer))
 """
 
 
-def fetch(address, tmp_path, name, revision=""):
-    """What a fresh process gets that knows this hub only."""
+def fetch(address, tmp_path, *wanted):
+    """What a fresh process gets, by name and revision, that knows this hub only."""
     env = {
         **os.environ,
         "HF_ENDPOINT": address,
@@ -129,10 +130,10 @@ def fetch(address, tmp_path, name, revision=""):
         "SCFM_HOME": str(tmp_path / "home"),
     }
     done = subprocess.run(
-        [sys.executable, "-c", FETCH, name, revision], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", FETCH, json.dumps(wanted)], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(wanted) :]]
 
 
 @pytest.mark.slow
@@ -140,17 +141,18 @@ def test_only_the_files_that_are_read_are_fetched(tmp_path):
     repository, folder = CARD.hub
     others = {"big/model.safetensors": b"x", "training_args.bin": b"x", f"{folder}/deep/model.safetensors": b"x"}
     with served(repository, {"main": {**model_files(folder), **others}}) as (address, fetched):
-        answer = fetch(address, tmp_path, CARD.name)
-        assert sorted(fetched) == sorted(f"{folder}/{name}" for name in CARD.files)
-        assert "no token dictionary" in answer["error"]
-        again = fetch(address, tmp_path, "nobody/nothing")
-        assert "no repository nobody/nothing" in again["error"]
+        small, unknown = fetch(address, tmp_path, (CARD.name, None), ("nobody/nothing", None))
+    assert sorted(fetched) == sorted(f"{folder}/{name}" for name in CARD.files)
+    assert "no token dictionary" in small["error"]
+    assert "no repository nobody/nothing" in unknown["error"]
 
 
 @pytest.mark.slow
 def test_a_repository_is_fetched_by_revision(tmp_path):
+    name = f"{REPOSITORY}/ours"
     with served(REPOSITORY, {"main": {}, "v1": own_files("ours", tmp_path)}) as (address, fetched):
-        assert fetch(address, tmp_path, f"{REPOSITORY}/ours", "v1") == {"card": "official"}
-        assert set(fetched) >= {"ours/model.safetensors", "ours/config.json", "ours/vocabulary.json"}
-        missing = fetch(address, tmp_path, f"{REPOSITORY}/ours", "v2")
-        assert "revision v2" in missing["error"]
+        found, again, missing = fetch(address, tmp_path, (name, "v1"), (name, "v1"), (name, "v2"))
+    assert found == again == {"card": "official"}
+    assert sorted(fetched) == sorted(set(fetched))
+    assert {"ours/model.safetensors", "ours/config.json", "ours/vocabulary.json"} <= set(fetched)
+    assert "revision v2" in missing["error"]
