@@ -200,16 +200,11 @@ class Block(nn.Module):
 
     def attend(self, x: Tensor, route: Route, rows: Rows | None = None) -> Tensor:
         """The attention branch: (T, width) -> (T or rows, width)."""
-        shape = (self.spec.n_heads, self.spec.head_dim)
+        shape = (3, self.spec.n_heads, self.spec.head_dim)
+        q, k, v = self.qkv(x).unflatten(-1, shape).unbind(1)
         if rows is None:
-            q, k, v = self.qkv(x).unflatten(-1, (3, *shape)).unbind(1)
             return self._mix(q, k, v, route)
-        inner = shape[0] * shape[1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(x[rows.index], weight[:inner], None if bias is None else bias[:inner])
-        kv = F.linear(x, weight[inner:], None if bias is None else bias[inner:])
-        k, v = kv.unflatten(-1, (2, *shape)).unbind(1)
-        out = self._softmax(q.unflatten(-1, shape), k, v, route, rows.segments, route.segments)
+        out = self._softmax(q[rows.index], k, v, route, rows.segments, route.segments)
         return self.out(out.flatten(1))
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, route: Route) -> Tensor:
