@@ -28,6 +28,9 @@ log = logging.getLogger("scfm")
 
 Attention = Callable[..., Tensor]
 
+FAVOR_EPS = 1e-4
+"""What Performer attention adds to every feature of a query or key."""
+
 
 def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segments, *, causal: bool = False, dropout: float = 0.0
@@ -109,7 +112,9 @@ def flash_attention(
     return out[0] if isinstance(out, tuple) else out
 
 
-def performer_attention(q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segments, projection: Tensor) -> Tensor:
+def performer_attention(
+    q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segments, projection: Tensor, peaks: Tensor | None = None
+) -> Tensor:
     """FAVOR+ attention (Choromanski et al. 2021, arXiv:2009.14794), linear in the length of a cell.
 
     The features of a key are stabilised by the maximum over the heads, tokens and features of its
@@ -120,38 +125,62 @@ def performer_attention(q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segme
     ----------
     projection
         (features, head_dim) random rows, shared by the heads.
+    peaks
+        (n,) key maximum of each cell; None: its own (`key_peaks`). Another one gives another result, because what is
+        added to the features is not scaled.
     """
-    scale = q.shape[-1] ** -0.25
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    projection = projection.to(dtype)
+    projection = projection.to(torch.promote_types(q.dtype, torch.float32))
+    peaks = key_peaks(k, to, projection) if peaks is None else peaks
     pieces = []
     for i in range(len(at.bounds) - 1):
         qi, ki, vi = (
-            x[s.bounds[i] : s.bounds[i + 1]].transpose(0, 1).to(dtype) for x, s in ((q, at), (k, to), (v, to))
+            x[s.bounds[i] : s.bounds[i + 1]].transpose(0, 1).to(projection.dtype)
+            for x, s in ((q, at), (k, to), (v, to))
         )
-        if qi.shape[1] == 0:
-            continue
-        # the maximum spans the heads, so it comes first; the features are then made head by head,
-        # which keeps the memory of a cell of 17,000 tokens at one head's features
-        peak = torch.stack([(ki[h] * scale @ projection.T).max() for h in range(ki.shape[0])]).max()
-        pieces.append(
-            torch.stack(
-                [_favor(qi[h] * scale, ki[h] * scale, vi[h], projection, peak) for h in range(qi.shape[0])], dim=1
-            )
-        )
+        # head by head, which keeps the memory of a cell of 17,000 tokens at one head's features
+        heads = [_favor(qi[h], ki[h], vi[h], projection, peaks[i]) for h in range(qi.shape[0])]
+        pieces.append(torch.stack(heads, dim=1))
     return torch.cat(pieces).to(q.dtype) if pieces else torch.zeros_like(q)
 
 
+def key_peaks(k: Tensor, to: Segments, projection: Tensor) -> Tensor:
+    """(n,) largest projection of a key, over the heads, tokens and features of each cell; -inf without tokens."""
+    peaks = torch.full((len(to.bounds) - 1,), -math.inf, dtype=projection.dtype, device=k.device)
+    for i in range(len(peaks)):
+        cell = k[to.bounds[i] : to.bounds[i + 1]].transpose(0, 1).to(projection.dtype)
+        if cell.shape[1]:
+            peaks[i] = torch.stack([_projected(head, projection)[0].amax() for head in cell]).amax()
+    return peaks
+
+
+def favor_features(x: Tensor, projection: Tensor, peak: Tensor | None = None) -> Tensor:
+    """Random features of one head's queries or keys (L, head_dim): (L, features), without the 1e-4.
+
+    The common factor features^-1/2 is left out: it cancels in attention.
+
+    Parameters
+    ----------
+    peak
+        Maximum that is subtracted in the exponent; None: each row's own, as for queries.
+    """
+    dash, diagonal = _projected(x, projection)
+    peak = dash.amax(-1, keepdim=True) if peak is None else peak
+    return (dash - (diagonal + peak)).exp()
+
+
+def _projected(x: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """Projections (L, features) of rows that are scaled by head_dim^-1/4, and half their squared lengths (L, 1)."""
+    x = x * x.shape[-1] ** -0.25
+    return x @ projection.T, x.square().sum(-1, keepdim=True) / 2
+
+
 def _favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, peak: Tensor) -> Tensor:
-    """One head of one cell: q (L, d), k, v (L', d), both scaled by d^-1/4."""
-    ratio = projection.shape[0] ** -0.5
-
-    def features(x: Tensor, peak: Tensor) -> Tensor:
-        return ratio * ((x @ projection.T - x.square().sum(-1, keepdim=True) / 2 - peak).exp() + 1e-4)
-
-    phi_q = features(q, (q @ projection.T).amax(-1, keepdim=True))
-    phi_k = features(k, peak)
-    return (phi_q @ (phi_k.T @ v)) / (phi_q @ phi_k.sum(0))[:, None]
+    """One head of one cell: q (L, d), k, v (L', d); the 1e-4 is added to the sums instead of to every feature."""
+    phi_k = favor_features(k, projection, peak)
+    values = phi_k.T @ v + FAVOR_EPS * v.sum(0)
+    norms = phi_k.sum(0) + FAVOR_EPS * len(k)
+    phi_q = favor_features(q, projection)
+    return (phi_q @ values + FAVOR_EPS * values.sum(0)) / (phi_q @ norms + FAVOR_EPS * norms.sum())[:, None]
 
 
 def query_only_attention(
