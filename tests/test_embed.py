@@ -255,7 +255,7 @@ def test_dry_run_writes_nothing_and_tells_what_it_would_take(adata, geneformer):
     assert estimate.n_cells == adata.n_obs
     assert estimate.cells_per_second > 0
     assert "cells/s" in str(estimate)
-    assert "minutes" in str(estimate)
+    assert "would take about" in str(estimate)
 
 
 def test_a_view_becomes_an_object_of_its_own_and_its_parent_stays(adata, geneformer):
@@ -276,6 +276,20 @@ def test_raw_with_other_genes_than_var_gives_the_cells_of_raw(adata, geneformer)
     embedded(narrow, geneformer, key_added="gf", use_raw=True)
     np.testing.assert_array_equal(narrow.obsm["X_gf"], whole.obsm["X_gf"])
     np.testing.assert_array_equal(narrow.varm["gf"], whole.varm["gf"][kept])
+
+
+def test_coverage_is_of_the_counts_that_are_there(geneformer):
+    scanpy = pytest.importorskip("scanpy")
+    shallow = scanpy.datasets.pbmc68k_reduced()
+    with pytest.warns(UserWarning, match="computed back"):
+        source = scfm.counts.find(shallow)
+    columns = scfm.genes.match(source.var, geneformer.vocabulary).columns
+    (block,) = source.blocks(len(shallow))
+    with pytest.warns(UserWarning):
+        embedded(shallow, geneformer, key_added="gf")
+    coverage = shallow.uns["scfm"]["gf"]["coverage"]
+    assert coverage["counts_total"] == pytest.approx(block.data.sum())
+    assert coverage["counts_matched"] == pytest.approx(block.data[columns[block.indices] >= 0].sum())
 
 
 def test_the_accessor_is_the_verb(adata, geneformer):

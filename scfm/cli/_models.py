@@ -58,7 +58,8 @@ def card_text(name: str) -> str:
         )
         for file, size in facts["files"].items()
     }
-    facts["put them into" if not hub else "or put them into"] = str(models.home() / name)
+    if facts["files"]:
+        facts["put them into" if not hub else "or put them into"] = str(models.home() / name)
     return "\n".join(_lines(facts))
 
 

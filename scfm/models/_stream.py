@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,10 +70,15 @@ class Job:
 
 
 def tokenize(model: FoundationModel, block: CountBlock, job: Job) -> Tokens:
-    """The tokens of one block."""
+    """The tokens of one block; ``per_cell["present"]`` are the counts of all its columns.
+
+    They are less than ``per_cell["total"]`` where the true totals are known and genes are missing.
+    """
     rows = slice(block.start, block.start + block.n_cells)
     here = {name: v[rows] if np.ndim(v) else v for name, v in job.context.items()}
-    return model.tokenizer.tokenize_block(block, job.match, context=here, seed=job.seed)
+    tokens = model.tokenizer.tokenize_block(block, job.match, context=here, seed=job.seed)
+    present = np.diff(np.concatenate([[0.0], np.cumsum(block.data, dtype=np.float64)])[block.indptr])
+    return replace(tokens, per_cell={**tokens.per_cell, "present": present})
 
 
 def embed_blocks(model: FoundationModel, blocks: Iterable[CountBlock], job: Job, progress: Any = None) -> Embedding:

@@ -47,11 +47,17 @@ class DryRun:
         memory = "" if self.peak_memory_gb is None else f", peak memory {self.peak_memory_gb:.1f} GB"
         return (
             f"{self.model} on {self.device}: {self.cells_per_second:,.0f} cells/s in {self.n_timed} cells{memory}\n"
-            f"{self.n_cells:,} cells would take about {self.minutes:.1f} minutes\n"
+            f"{self.n_cells:,} cells would take about {self._duration}\n"
             f"{self.tokens_per_cell:,.0f} tokens per cell; {100 * self.truncated_share:.0f} % of the cells are cut"
         )
 
     __repr__ = __str__
+
+    @property
+    def _duration(self) -> str:
+        if self.minutes < 1:
+            return f"{max(1, round(60 * self.minutes))} seconds"
+        return f"{self.minutes:.1f} minutes" if self.minutes < 180 else f"{self.minutes / 60:.1f} hours"
 
 
 def dry_run_report(model: FoundationModel, source: CountSource, job: Job) -> DryRun:

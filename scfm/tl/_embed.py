@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -35,6 +36,7 @@ def embed(
     use_raw: bool | None = None,
     gene_key: str | None = None,
     gene_matching: Literal["resolve", "published"] = "resolve",
+    orthologues: Literal[True] | str | Path | pd.DataFrame | None = None,
     context: Mapping[str, Any] | None = None,
     pooling: str | None = None,
     hidden_layer: int | None = None,
@@ -72,6 +74,9 @@ def embed(
     gene_matching
         ``resolve``: versions, previous symbols and aliases are resolved, duplicates summed; ``published``: the
         rule of the family's own code.
+    orthologues
+        Translates genes of another species than the model's: True for the shipped one-to-one orthologues of human and
+        mouse, or a table (see `scfm.genes.match`).
     context
         Tokenizer options by name: a value, a column of ``obs``, or one value per cell.
     pooling, hidden_layer
@@ -128,7 +133,7 @@ def embed(
     loaded.transformer.readout(pooling)
     loaded.transformer.layer_number(hidden_layer)
     source = counts.find(adata, layer=layer, use_raw=use_raw)
-    match = genes.match(source.var, loaded.vocabulary, gene_key=gene_key, policy=gene_matching)
+    match = genes.match(source.var, loaded.vocabulary, gene_key=gene_key, policy=gene_matching, orthologues=orthologues)
     kind = _gene_kind(gene_embeddings, loaded)
     groups, names = _groups(adata, groupby, kind)
     options = loaded.tokenizer.context_options
@@ -206,7 +211,7 @@ def _facts(
     kind: str | None,
 ) -> dict[str, Any]:
     per_cell = result.per_cell
-    total, matched = float(per_cell["total"].sum()), float(per_cell["total_matched"].sum())
+    present, matched = float(per_cell["present"].sum()), float(per_cell["total_matched"].sum())
     return {
         "model": model.card.name,
         "family": model.card.family,
@@ -223,7 +228,7 @@ def _facts(
             "context": {k: v if np.ndim(v) == 0 else "one value per cell" for k, v in job.context.items()},
         },
         "counts": source.report.to_dict(),
-        "coverage": _coverage(match.report.with_counts(matched, total)),
+        "coverage": _coverage(match.report.with_counts(matched, present)),
         "tokens": {
             "mean": float(per_cell["n_tokens"].mean()) if len(per_cell["n_tokens"]) else 0.0,
             "truncated_cells": int((per_cell["n_dropped"] > 0).sum()),
