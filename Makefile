@@ -10,7 +10,7 @@ LIGHT_TESTS = $(wildcard tests/test_genes*.py tests/test_counts*.py tests/test_t
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
-SOURCES := scfm tests scripts docs
+SOURCES := scfm tests scripts benchmarks docs
 LIGHT := $(VENV)-light
 
 .DEFAULT_GOAL := help
@@ -39,7 +39,7 @@ docs: $(VENV)/.test ## build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -E -b html docs docs/_build/html
 
 bench: $(VENV)/.demo ## measure speed and memory, print the table of docs/benchmarks.md
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python benchmarks/run.py
 
 tutorials: $(VENV)/.test ## run the notebooks again, outputs in place
 	$(BIN)/jupyter execute --inplace tutorials/*.ipynb
