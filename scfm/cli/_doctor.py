@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from scfm.cli._shell import columns
+from scfm.cli._shell import columns, short
 
 CORE = (
     "torch",
@@ -127,8 +127,8 @@ def _folders() -> Iterator[tuple[str, str, str]]:
 
     from scfm import models
 
-    yield "models placed by hand", str(models.home()), _held(models.home(), "SCFM_HOME")
-    yield "models from the hub", str(HF_HUB_CACHE), _held(Path(HF_HUB_CACHE), "HF_HOME")
+    yield "models placed by hand", short(models.home()), _held(models.home(), "SCFM_HOME")
+    yield "models from the hub", short(Path(HF_HUB_CACHE)), _held(Path(HF_HUB_CACHE), "HF_HOME")
 
 
 def _held(folder: Path, variable: str) -> str:

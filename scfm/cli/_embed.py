@@ -66,7 +66,7 @@ def embed_file(
     counts.search(adata, layer=options["layer"], use_raw=options["use_raw"])
     loaded = models.load(model, **load)
     asked = {**options, "context": _context(context, loaded.tokenizer.context_options, adata.obs.columns)}
-    if dry_run or target is None:
+    if dry_run or out is None or target is None:
         return str(tl.embed(adata, loaded, dry_run=True, **asked))
     in_place = is_h5ad(source)
     check_space(target, _bytes_needed(source, adata, in_place=in_place))
@@ -82,7 +82,7 @@ def embed_file(
         else:
             write_all(unfinished, adata, target)
     replaced = " (in place of an earlier run)" if key in before else ""
-    return _written(target, adata, key, time.monotonic() - begin) + replaced
+    return _written(out, adata, key, time.monotonic() - begin) + replaced
 
 
 def _key(name: str) -> str:
@@ -118,7 +118,7 @@ def _tell_leftovers(target: Path) -> None:
         say(f"{path} is left over from a run that was killed, unless one is under way; it can be removed")
 
 
-def _written(target: Path, adata: AnnData, key: str, seconds: float) -> str:
+def _written(out: Path, adata: AnnData, key: str, seconds: float) -> str:
     from scfm.get._slots import UNS, Slots
 
     slots = Slots(key)
@@ -131,7 +131,7 @@ def _written(target: Path, adata: AnnData, key: str, seconds: float) -> str:
     ]
     rows.append((f'obs["{slots.n_tokens}"]', f"{adata.n_obs:,}", "tokens per cell"))
     rows.append((f'uns["{UNS}"]["{key}"]', "", "what was found and done"))
-    return f"{target}\n{columns(rows, indent='  ')}\n{adata.n_obs:,} cells in {seconds:.1f} s"
+    return f"{out}\n{columns(rows, indent='  ')}\n{adata.n_obs:,} cells in {seconds:.1f} s"
 
 
 def _shape(array: Any) -> str:

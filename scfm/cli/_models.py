@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scfm.cli._shell import columns
+from scfm.cli._shell import columns, short
 from scfm.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ def card_text(name: str) -> str:
         for file, size in facts["files"].items()
     }
     if facts["files"]:
-        facts["put them into" if not hub else "or put them into"] = str(models.home() / name)
+        facts["put them into" if not hub else "or put them into"] = short(models.home() / name)
     return "\n".join(_lines(facts))
 
 
