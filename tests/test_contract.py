@@ -16,7 +16,10 @@ CHECKPOINTS = {
     "geneformer_v1": "Geneformer-V1-tiny",
     "geneformer_v2": "Geneformer-V2-tiny",
     "scgpt": "pretrained",
+    "nicheformer": "",
 }
+CONTEXT = {"nicheformer": {"species": "organism", "assay": "assay", "modality": "modality"}}
+"""What the models of a family must be told about the cells of its case: columns of obs."""
 MODELS = [*CHECKPOINTS, "scfm-mini"]
 
 
@@ -49,7 +52,7 @@ def setting(request):
 
 def embedded(model, adata, **options) -> np.ndarray:
     copy = adata if adata.isbacked else adata.copy()
-    scfm.tl.embed(copy, model, key_added="x", progress=False, **options)
+    scfm.tl.embed(copy, model, key_added="x", progress=False, context=CONTEXT.get(model.card.family), **options)
     return np.asarray(copy.obsm["X_x"])
 
 
@@ -146,7 +149,7 @@ def test_dask_gives_the_same(setting, chunk):
 def test_only_the_slots_are_written(setting):
     model, adata, _ = setting
     before = adata.copy()
-    scfm.tl.embed(adata, model, key_added="x", progress=False)
+    scfm.tl.embed(adata, model, key_added="x", progress=False, context=CONTEXT.get(model.card.family))
     np.testing.assert_array_equal(adata.X.data, before.X.data)
     np.testing.assert_array_equal(adata.X.indices, before.X.indices)
     assert set(adata.obs) - set(before.obs) == {"x_n_tokens"}

@@ -60,3 +60,10 @@ def same_for_all(ids: NDArray[np.integer[Any]], n_cells: int) -> Tokens:
     """The same list of genes for every cell."""
     offsets = np.arange(n_cells + 1, dtype=np.int64) * len(ids)
     return Tokens(ids=np.tile(np.asarray(ids, dtype=np.int32), n_cells), offsets=offsets)
+
+
+def fill_up(tokens: Tokens, padding: int, length: int) -> Tokens:
+    """Cells of ``length`` tokens: the missing ones are padding that nobody sees (see `ask`)."""
+    n = np.maximum(length - tokens.lengths, 0)
+    offsets = np.concatenate([[0], np.cumsum(n)]).astype(np.int64)
+    return ask(tokens, Tokens(ids=np.full(offsets[-1], padding, dtype=np.int32), offsets=offsets), {})

@@ -19,7 +19,7 @@ from scfm.genes import GeneVocabulary
 from scfm.models._card import ModelCard
 from scfm.models._device import resolve_device, resolve_dtype
 from scfm.models._gene_vectors import GeneSums, GeneVectors
-from scfm.models._generation import ask, same_for_all
+from scfm.models._generation import ask, fill_up, same_for_all
 from scfm.models._keys import Key, fill
 from scfm.models._reading import as_state, read_json, read_settings, read_tensors
 from scfm.models._run import Budget, run, to_numpy
@@ -206,13 +206,14 @@ class FoundationModel:
             if genes is None:
                 return model.embed(batch, pooling, hidden_layer), None
             hidden = model.state(batch, hidden_layer)
-            return model.pool(hidden, batch, spec), hidden
+            cells = model.embed(batch, pooling) if spec.layers else model.pool(hidden, batch, spec)
+            return cells, hidden
 
         out: NDArray[np.float32] | None = None
         has_genes = np.asarray(tokens.per_cell["n_detected"]) > 0 if "n_detected" in tokens.per_cell else None
         kept = tokens if has_genes is None or has_genes.all() else tokens[has_genes]
         rows = np.arange(len(tokens)) if has_genes is None else np.flatnonzero(has_genes)
-        for cells, part, (vectors, hidden) in self._run(kept, compute, budget):
+        for cells, part, (vectors, hidden) in self._run(self._padded(kept, pooling), compute, budget):
             if out is None:
                 out = np.full((len(tokens), vectors.shape[-1]), np.nan, dtype=np.float32)
             out[rows[cells]] = to_numpy(vectors)
@@ -290,7 +291,7 @@ class FoundationModel:
         GeneMatchError
             If a gene is not in the vocabulary.
         """
-        if self.config.query_only is None:
+        if self.config.query_only is None or self.config.query_only_spec.padding is not None:
             raise ConfigError(
                 f"{self.card.name} was not trained to predict genes that are not given; it cannot be asked"
             )
@@ -330,6 +331,11 @@ class FoundationModel:
         if "n_detected" in tokens.per_cell:
             answers[np.asarray(tokens.per_cell["n_detected"]) == 0] = np.nan
         return answers
+
+    def _padded(self, tokens: Tokens, pooling: str | None) -> Tokens:
+        """The tokens, filled up where a read-out counts padding."""
+        length, token = self.transformer.readout(pooling).padded_to, self.config.query_only_spec.padding
+        return tokens if not length or token is None else fill_up(tokens, token, length)
 
     def _run(self, tokens: Tokens, function: Any, budget: Budget | None = None) -> Iterator[Any]:
         """`run` with what this model reads, after a look whether the tokens are of its making."""
@@ -394,7 +400,10 @@ class Head:
         cells
             (n, d) cell vectors, for a head on pairs of cell and gene; None: from its own read-out.
         """
-        per_cell = self.model.config.head_specs[self.name].feed == "cells"
+        spec = self.model.config.head_specs[self.name]
+        per_cell = spec.feed == "cells"
+        if per_cell:
+            tokens = self.model._padded(tokens, spec.readout)
         if cells is not None:
             tokens = replace(tokens, per_cell={**tokens.per_cell, "cells": np.asarray(cells, dtype=np.float32)})
 

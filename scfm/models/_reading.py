@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -164,8 +165,41 @@ def read_settings(path: str | Path, needed: Sequence[str], hint: str = "") -> di
     return dict(settings)
 
 
-def read_tensors(path: str | Path) -> dict[str, Any]:
+def mentions(path: Path, *texts: bytes) -> bool:
+    """Whether a torch file's list of contents holds all these texts; nothing is unpickled."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        lists = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        return bool(lists) and all(text in archive.read(lists[0]) for text in texts)
+
+
+def read_array(path: str | Path) -> NDArray[Any]:
+    """A numpy file of numbers.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing, damaged, or holds objects.
+    """
+    path = require(Path(path), "an array")
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise CheckpointError(f"{path} is {kind_of(path)}, not a numpy array of numbers; download it again") from error
+    return array
+
+
+def read_tensors(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
     """The dictionary of a torch or safetensors file; tensors on the CPU.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    lazy
+        Leave the tensors of a torch file in it until they are looked at: for files of which little is needed. What is
+        kept must be copied.
 
     Raises
     ------
@@ -181,7 +215,8 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         with torch.serialization.safe_globals(list(_numpy_globals())):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            mapped = lazy and zipfile.is_zipfile(path)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} was not read, and nothing in it was executed: {_reason(error)}; only plain tensors and numbers are "
@@ -207,7 +242,9 @@ def _reason(error: Exception) -> str:
 
 
 def _numpy_globals() -> Any:
-    yield from (np._core.multiarray.scalar, np.dtype)  # type: ignore[attr-defined]
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    # the second name is the one that files written with numpy 1 hold
+    yield from (scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype)
     yield from {type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.int16)}
 
 

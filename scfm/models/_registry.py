@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.resources import files
@@ -83,7 +84,8 @@ def _is_cached(card: ModelCard) -> bool:
     if card.hub is None:
         return False
     repository, folder = card.hub
-    return all(isinstance(try_to_load_from_cache(repository, f"{folder}/{name}"), str) for name in card.files)
+    wanted = _in_folder(folder, card.files)
+    return all(isinstance(try_to_load_from_cache(repository, name), str) for name in wanted)
 
 
 def load(
@@ -228,15 +230,19 @@ def _file_names(card: ModelCard | None) -> tuple[str, ...]:
     return tuple(sorted({*official, *FoundationModel.files}))
 
 
+def _in_folder(folder: str, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}" if folder else name for name in names)
+
+
 def _transport_errors() -> tuple[type[Exception], ...]:
     """Errors of the HTTP library that huggingface_hub uses, which depends on its version."""
     return tuple(import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name) is not None)
 
 
 def _download(repository: str, folder: str, revision: str | None, card: ModelCard | None = None) -> Path:
-    wanted = [f"{folder}/{name}" if folder else name for name in _file_names(card)]
+    wanted = _in_folder(folder, _file_names(card))
     try:
-        root = snapshot_download(repository, revision=revision, allow_patterns=wanted)
+        root = snapshot_download(repository, revision=revision, allow_patterns=[*wanted])
     except HFValidationError as error:
         raise ConfigError(f"{repository!r} is neither a folder on this machine nor a name on the model hub") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:

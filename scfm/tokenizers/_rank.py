@@ -117,8 +117,8 @@ class RankValueTokenizer(Tokenizer):
         )
 
     @classmethod
-    def published(cls, name: Literal["geneformer-v1", "geneformer-v2"]) -> RankValueTokenizer:
-        """The tokenizer of a published model, with its real vocabulary and gene medians.
+    def published(cls, name: Literal["geneformer-v1", "geneformer-v2", "nicheformer"]) -> RankValueTokenizer:
+        """The tokenizer of a published model, with its real vocabulary and gene levels (medians or technology means).
 
         Raises
         ------

@@ -75,6 +75,8 @@ class Head(nn.Module):
             if cells is None:
                 raise ConfigError("a head on pairs needs the cell vector of each gene")
             out = torch.stack([(form(out) * cells).sum(-1) for form in self.forms.values()], dim=-1)
+        if self.spec.transform == "softmax":
+            return out.softmax(-1)
         return out.sigmoid() if self.spec.transform == "sigmoid" else out
 
 
@@ -281,6 +283,9 @@ class CellTransformer(PreTrainedModel):
         In the last layer only the rows that the read-out wants are computed.
         """
         spec = self.readout(pooling)
+        if spec.layers:
+            states = torch.stack(self.states(batch, spec.layers))
+            return self.pool(states.mean(0) if spec.merge == "mean" else states.sum(0), batch, spec)
         layer = self.layer_number(hidden_layer)
         depth = self.n_layers if layer is None else layer
         rows = wanted_rows(batch.segments, spec) if batch.keys is None else None
@@ -294,12 +299,14 @@ class CellTransformer(PreTrainedModel):
 
     def state(self, batch: PackedBatch, hidden_layer: int | None = None) -> Tensor:
         """States of all tokens (T, width) at one layer; the last one after final norms and output map."""
-        layer = self.layer_number(hidden_layer)
-        states = self.hidden_states(batch, () if layer is None else [layer])
-        hidden = states.final if layer is None else states.layers[layer]
-        if hidden is None:
-            raise ConfigError("the encoder returned no final state")
-        return hidden
+        return self.states(batch, [hidden_layer])[0]
+
+    def states(self, batch: PackedBatch, hidden_layers: Iterable[int | None]) -> list[Tensor]:
+        """As `state`, for several layers in one pass."""
+        numbers = [self.layer_number(layer) for layer in hidden_layers]
+        deepest = [self.n_layers if number is None else number for number in numbers]
+        layers = self.hidden_states(batch, deepest).layers
+        return [self.finish(layers[self.n_layers]) if n is None else layers[n] for n in numbers]
 
     def pool(self, hidden: Tensor, batch: PackedBatch, spec: ReadoutSpec) -> Tensor:
         """Cell vectors (n, width x parts) of token states (T, width)."""

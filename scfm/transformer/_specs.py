@@ -213,7 +213,7 @@ class HeadSpec(Spec):
     context
         Input terms whose vectors are joined to the hidden state or the cell vector.
     transform
-        Function of the output: ``sigmoid`` or none.
+        Function of the output: ``sigmoid``, ``softmax`` over the outputs, or none.
     """
 
     feed: Literal["tokens", "cells", "tied", "pairs"]
@@ -222,11 +222,11 @@ class HeadSpec(Spec):
     outputs: tuple[tuple[str, bool], ...] = ()
     cell_width: int = 0
     context: tuple[str, ...] = ()
-    transform: Literal["none", "sigmoid"] = "none"
+    transform: Literal["none", "sigmoid", "softmax"] = "none"
 
     def __post_init__(self) -> None:
         self._one_of("feed", ("tokens", "cells", "tied", "pairs"))
-        self._one_of("transform", ("none", "sigmoid"))
+        self._one_of("transform", ("none", "sigmoid", "softmax"))
         object.__setattr__(self, "mlp", MLPSpec.build(self.mlp))
         object.__setattr__(self, "context", tuple(self.context))
         object.__setattr__(self, "outputs", tuple((name, bias) for name, bias in self.outputs))
@@ -255,13 +255,33 @@ class PartSpec(Spec):
 
 @dataclass(frozen=True)
 class ReadoutSpec(Spec):
-    """How hidden states become one vector per cell: parts side by side, perhaps of unit length."""
+    """How hidden states become one vector per cell.
+
+    Parameters
+    ----------
+    parts
+        Vectors side by side.
+    unit
+        Whether the whole is brought to unit length.
+    padded_to
+        Cells are first filled up to this number of tokens with padding that nobody sees, and that counts like any
+        other token (`QueryOnlySpec`); 0: not at all.
+    layers
+        Hidden layers that are read together (negative: from the last), in place of the one that is asked for.
+    merge
+        ``mean`` or ``sum`` over these layers.
+    """
 
     parts: tuple[PartSpec, ...]
     unit: bool = False
+    padded_to: int = 0
+    layers: tuple[int, ...] = ()
+    merge: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
+        self._one_of("merge", ("mean", "sum"))
         object.__setattr__(self, "parts", tuple(PartSpec.build(p) for p in self.parts))
+        object.__setattr__(self, "layers", tuple(self.layers))
 
 
 @dataclass(frozen=True)
@@ -276,8 +296,11 @@ class QueryOnlySpec(Spec):
         Whether its context passes the output map of the attention.
     channels
         What it holds in further channels of the batch, where the other tokens hold nothing (-1).
+    padding
+        Vocabulary id of the padding token; None: such tokens are genes to be predicted.
     """
 
     sees_itself: bool = True
     projected: bool = True
     channels: dict[str, int] = field(default_factory=dict)
+    padding: int | None = None
