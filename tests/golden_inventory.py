@@ -47,6 +47,10 @@ def _scgpt(test: str) -> str:
     return f"test_golden_scgpt::test_golden_scgpt_{test}"
 
 
+def _scbert(test: str) -> str:
+    return f"test_golden_scbert::test_golden_scbert_{test}"
+
+
 def _perturbation(test: str) -> str:
     return f"test_golden_perturbation::test_golden_{test}"
 
@@ -219,30 +223,47 @@ NICHEFORMER = (
 SCBERT = (
     Row("tokens lognorm", "reproduced", _tokens("scbert_tokens")),
     Row("kept_min_genes", "not offered", why="cells are filtered by their owner, not by a tokenizer"),
+    Row("emb_in hidden_layer* encodings", "reproduced", _scbert("hidden_states")),
+    Row("enc_last_token enc_mean_all enc_mean_genes enc_max_all", "reproduced", _scbert("cell_embeddings")),
+    Row("mlm_logits", "reproduced", _scbert("levels_of_the_pretrained_model")),
+    Row("cell0_layer0_*", "reproduced", _scbert("attention_of_one_cell")),
+    Row("key_stabiliser_single", "reproduced", _scbert("key_maximum_of_each_cell")),
     Row(
-        "cell0_layer0_* emb_in hidden_layer* encodings mlm_logits key_stabiliser_single enc_* attn_sum_fp32",
-        "family not yet offered",
-        why="states, embeddings and outputs of each cell alone, and means over them",
-    ),
-    Row(
-        "encodings_batch_last_token mlm_logits_batch key_stabiliser_batch key_stabiliser_batch_of_all",
+        "encodings_batch_last_token mlm_logits_batch key_stabiliser_batch key_stabiliser_batch_of_all "
+        "enc_mean_all_batch_of_all",
         "official defect",
-        why="the maximum of the keys is taken over the batch, so a cell depends on its batch",
+        _scbert("official_batches"),
+        "the maximum of the keys is taken over the batch, so a cell depends on its batch; reproduced with that maximum",
     ),
     Row(
-        "mlm_cells mlm_rand_* mlm_masked_input mlm_labels mlm_batch_logits mlm_loss mlm_accuracy mlm_predicted",
-        "family not yet offered",
-        why="the masked objective, in a batch of the authors",
+        "attn_sum_fp32",
+        "official defect",
+        _scbert("official_attention_sums"),
+        "the weights are those of a second evaluation on other states, not those that made the output; reproduced by a "
+        "loop in the test",
+    ),
+    Row("mlm_cells mlm_rand_*", "given", _scbert("masks")),
+    Row("mlm_masked_input mlm_labels", "reproduced", _scbert("masks")),
+    Row(
+        "mlm_batch_logits mlm_loss mlm_accuracy mlm_predicted",
+        "official defect",
+        _scbert("masked_objective_of_an_official_batch"),
+        "the masked objective with the maximum over the batch; reproduced with that maximum",
     ),
     Row(
-        "ft_trainable_names predict_* ft_enc_last_token ft_head_* ft_logits ft_prob label_idx",
-        "family not yet offered",
-        why="the fine-tuned classifier",
+        "ft_trainable_names",
+        "not offered",
+        why="which parameters the authors' fine-tuning leaves free; the second to last layer instead of the last",
     ),
+    Row("ft_logits ft_prob predict_idx ft_enc_last_token", "reproduced", _scbert("classifier")),
+    Row("ft_head_*", "reproduced", _scbert("layers_of_the_classifier")),
+    Row("predict_names*", "reproduced", _scbert("names_of_classes_and_of_what_is_none_of_them")),
+    Row("label_idx", "given", _scbert("names_of_classes_and_of_what_is_none_of_them")),
     Row(
         "ft_logits_batch_of_3 ft_loss_first3",
         "official defect",
-        why="the fine-tuned classifier on a batch, with the maximum over the batch",
+        _scbert("classifier_on_an_official_batch"),
+        "the fine-tuned classifier with the maximum over the batch; reproduced with that maximum",
     ),
 )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from scfm.errors import ConfigError, GeneMatchError
 from scfm.genes import GeneVocabulary
 from scfm.models._card import ModelCard
+from scfm.models._classes import Classes, name_classes
 from scfm.models._device import resolve_device, resolve_dtype
 from scfm.models._gene_vectors import GeneSums, GeneVectors
 from scfm.models._generation import ask, fill_up, same_for_all
@@ -401,7 +402,7 @@ class Head:
             (n, d) cell vectors, for a head on pairs of cell and gene; None: from its own read-out.
         """
         spec = self.model.config.head_specs[self.name]
-        per_cell = spec.feed == "cells"
+        per_cell = spec.per_cell
         if per_cell:
             tokens = self.model._padded(tokens, spec.readout)
         if cells is not None:
@@ -419,6 +420,33 @@ class Head:
         if out is None:
             raise ConfigError("there are no tokens to apply a head to")
         return out
+
+    def classify(self, tokens: Tokens, threshold: float = 0.0, unassigned: str = "Unassigned") -> Classes:
+        """Names of the likeliest classes, for heads whose outputs have names.
+
+        Parameters
+        ----------
+        tokens
+            Of the model's tokenizer.
+        threshold
+            Cells whose largest probability is below it belong to none of the classes.
+        unassigned
+            What these cells are called.
+
+        Raises
+        ------
+        ConfigError
+            If the names are not known.
+        """
+        if self.labels is None:
+            raise ConfigError(
+                f"the names of the outputs of {self.name!r} are not known: the checkpoint's folder holds none. Call the head "
+                "for the bare numbers"
+            )
+        outputs = self(tokens)
+        if self.model.config.head_specs[self.name].transform == "softmax":
+            outputs = np.log(outputs)
+        return name_classes(outputs, self.labels, threshold, unassigned)
 
 
 class _Heads(dict[str, Head]):

@@ -113,6 +113,8 @@ class Term(nn.Module):
         if spec.optional:
             absent = x.isnan() if x.is_floating_point() else x < 0
             x = x.masked_fill(absent, 0)
+        if spec.source == "table":
+            x = x.long()
         if spec.source == "table" and self.mlp is not None:
             # the map depends on the row alone: once per row in use instead of once per token
             rows, back = torch.unique(x, return_inverse=True)

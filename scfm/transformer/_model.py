@@ -44,6 +44,7 @@ class Head(nn.Module):
         super().__init__()
         self.spec = spec
         self.mlp = MLP(spec.mlp)
+        self.token_mlp = None if spec.token_mlp is None else MLP(spec.token_mlp)
         if spec.feed == "tied":
             self.bias = nn.Parameter(torch.zeros(rows))
         self.forms = nn.ModuleDict(
@@ -56,7 +57,7 @@ class Head(nn.Module):
         Parameters
         ----------
         x
-            (m, d) hidden states, cell vectors, or gene vectors (``pairs``).
+            (m, d) hidden states, cell vectors, or gene vectors (``pairs``); for ``positions`` whole cells, end to end.
         table
             (V, d) gene table, for a tied head.
         cells
@@ -64,8 +65,10 @@ class Head(nn.Module):
 
         Returns
         -------
-        (m, outputs); for ``pairs`` (m, number of forms).
+        (m, outputs); for ``pairs`` (m, number of forms); for ``positions`` (cells, outputs).
         """
+        if self.token_mlp is not None:
+            x = self.token_mlp(x).reshape(-1, self.spec.mlp.widths[0])
         out = self.mlp(x)
         if self.spec.feed == "tied":
             if table is None:
@@ -333,7 +336,7 @@ class CellTransformer(PreTrainedModel):
 
         Returns
         -------
-        (T, outputs) for heads on tokens and pairs, (n, outputs) for heads on cells.
+        (T, outputs) for heads on tokens and pairs, (n, outputs) for heads on cells and positions.
         """
         if name not in self.heads:
             raise ConfigError(f"this checkpoint has no head {name!r}; it has {', '.join(self.heads) or 'none'}")
@@ -343,6 +346,15 @@ class CellTransformer(PreTrainedModel):
             table = self.terms["gene"].table if spec.feed == "tied" else None
             x = torch.cat([self.state(batch, -1), *(v[batch.segments.cell] for v in self._context(batch, spec))], -1)
             return head(x, table=table)
+        if spec.token_mlp is not None:
+            positions = spec.mlp.widths[0] // spec.token_mlp.widths[-1]
+            if (batch.segments.lengths != positions).any():
+                raise ConfigError(
+                    f"the head {name!r} reads cells of exactly {positions:,} tokens, one per position; found "
+                    f"{batch.segments.lengths.min():,} to {batch.segments.max_seqlen:,}. Make the tokens with the model's "
+                    "own tokenizer and take none away"
+                )
+            return head(self.state(batch, -1))
         if cells is None:
             cells = self.embed(batch, spec.readout, -1)
         cells = torch.cat([cells, *self._context(batch, spec)], dim=-1)

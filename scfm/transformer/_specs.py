@@ -201,9 +201,10 @@ class HeadSpec(Spec):
     feed
         What it reads. ``tokens``: each token's hidden state; ``cells``: each cell's vector, made by
         ``readout``; ``tied``: tokens, times the transposed table of the input term ``gene``, plus a
-        bias; ``pairs``: a gene vector and a cell vector, as an inner product.
+        bias; ``pairs``: a gene vector and a cell vector, as an inner product; ``positions``: each token's
+        state through ``token_mlp``, then all of a cell side by side.
     mlp
-        The map (of the gene vector for ``pairs``).
+        The map (of the gene vector for ``pairs``; for ``positions`` its input width says how many tokens a cell has).
     readout
         Which read-out makes the cell vector.
     outputs
@@ -214,22 +215,36 @@ class HeadSpec(Spec):
         Input terms whose vectors are joined to the hidden state or the cell vector.
     transform
         Function of the output: ``sigmoid``, ``softmax`` over the outputs, or none.
+    token_mlp
+        ``positions``: the map of each token's state.
     """
 
-    feed: Literal["tokens", "cells", "tied", "pairs"]
+    feed: Literal["tokens", "cells", "tied", "pairs", "positions"]
     mlp: MLPSpec
     readout: str | None = None
     outputs: tuple[tuple[str, bool], ...] = ()
     cell_width: int = 0
     context: tuple[str, ...] = ()
     transform: Literal["none", "sigmoid", "softmax"] = "none"
+    token_mlp: MLPSpec | None = None
 
     def __post_init__(self) -> None:
-        self._one_of("feed", ("tokens", "cells", "tied", "pairs"))
+        self._one_of("feed", ("tokens", "cells", "tied", "pairs", "positions"))
         self._one_of("transform", ("none", "sigmoid", "softmax"))
         object.__setattr__(self, "mlp", MLPSpec.build(self.mlp))
         object.__setattr__(self, "context", tuple(self.context))
         object.__setattr__(self, "outputs", tuple((name, bias) for name, bias in self.outputs))
+        if (self.token_mlp is not None) != (self.feed == "positions"):
+            raise ConfigError(
+                "a head with feed='positions' needs token_mlp, the map of each token, and no other head has it"
+            )
+        if self.token_mlp is not None:
+            object.__setattr__(self, "token_mlp", MLPSpec.build(self.token_mlp))
+
+    @property
+    def per_cell(self) -> bool:
+        """Whether the output is one row per cell rather than per token."""
+        return self.feed in ("cells", "positions")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """One file per published system."""
 
 from scfm.models._family import Family
-from scfm.models.families import geneformer, nicheformer, scgpt
+from scfm.models.families import geneformer, nicheformer, scbert, scgpt
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (geneformer.FAMILY, scgpt.FAMILY, nicheformer.FAMILY)}
+FAMILIES: dict[str, Family] = {f.name: f for f in (geneformer.FAMILY, scgpt.FAMILY, nicheformer.FAMILY, scbert.FAMILY)}
 """Every family that can be read, by name."""
