@@ -51,6 +51,10 @@ def _scbert(test: str) -> str:
     return f"test_golden_scbert::test_golden_scbert_{test}"
 
 
+def _nicheformer(test: str) -> str:
+    return f"test_golden_nicheformer::test_golden_nicheformer_{test}"
+
+
 def _perturbation(test: str) -> str:
     return f"test_golden_perturbation::test_golden_{test}"
 
@@ -206,18 +210,61 @@ NICHEFORMER = (
         "reproduced",
         _tokens("nicheformer_hub_input_without_technology_mean"),
     ),
+    Row("hf_input_ids_xenium_mean_raw", "official defect", why="unmeasured genes of a technology become tokens"),
     Row(
-        "tokens_raw_means emb_raw_means hf_input_ids_xenium_mean_raw",
+        "tokens_raw_means emb_raw_means",
         "official defect",
-        why="made with the unprocessed technology means, whose gaps become tokens",
+        _nicheformer("embedding_of_raw_technology_means"),
+        "unmeasured genes of a technology become tokens; the embedding is reproduced from these tokens",
     ),
-    Row("emb_no_metadata", "official defect", why="without context tokens three genes are dropped in their place"),
     Row(
-        "emb_layer* emb_masked_mean* gene_embeddings hidden_* hf_emb hf_emb_pad1",
-        "family not yet offered",
-        why="states and embeddings of the model",
+        "emb_no_metadata",
+        "official defect",
+        _nicheformer("embedding_without_context_loses_three_genes"),
+        "without context tokens three genes are dropped in their place; reproduced from such tokens",
     ),
-    Row("mlm_* region X_niche_1 ft_*", "family not yet offered", why="outputs of the model and their targets"),
+    Row("hidden_*", "reproduced", _nicheformer("hidden_states_of_tokens_and_of_padding")),
+    Row("gene_embeddings", "reproduced", _nicheformer("gene_embeddings")),
+    Row("emb_layer*", "reproduced", _nicheformer("official_pooling_of_every_layer")),
+    Row("emb_masked_mean*", "reproduced", _nicheformer("mean_over_real_tokens")),
+    Row("hf_emb_pad1", "reproduced", _nicheformer("hub_embedding")),
+    Row(
+        "hf_emb",
+        "official defect",
+        _nicheformer("hub_embedding"),
+        "cells are filled up with the mask token; reproduced with that padding",
+    ),
+    Row("mlm_seed", "not offered", why="the seed of the authors' masking; the masks drawn with it are recorded"),
+    Row(
+        "mlm_cells mlm_real mlm_masked_indices mlm_mask mlm_key_padding_mask mlm_targets",
+        "given",
+        _nicheformer("masked_genes"),
+    ),
+    Row("mlm_logits mlm_loss", "reproduced", _nicheformer("masked_genes")),
+    Row("region", "given", _nicheformer("fine_tuned_checkpoint")),
+    Row(
+        "ft_cls_logits ft_cls_loss ft_cls_pred ft_cls_linear_head",
+        "reproduced",
+        _nicheformer("fine_tuned_checkpoint"),
+    ),
+    Row(
+        "ft_cls_extractor_sum_linear_head ft_cls_extractor_sum_pooler_*",
+        "given",
+        _nicheformer("fine_tuned_sum_of_layers_through_the_extractor"),
+    ),
+    Row(
+        "ft_cls_extractor_sum_logits ft_cls_extractor_sum_loss ft_cls_extractor_sum_pred",
+        "reproduced",
+        _nicheformer("fine_tuned_sum_of_layers_through_the_extractor"),
+    ),
+    Row("ft_cls_pool_cls_linear_head", "given", _nicheformer("fine_tuned_with_a_cls_token")),
+    Row(
+        "ft_cls_pool_cls_logits ft_cls_pool_cls_loss ft_cls_pool_cls_pred",
+        "reproduced",
+        _nicheformer("fine_tuned_with_a_cls_token"),
+    ),
+    Row("X_niche_1 ft_reg_linear_head", "given", _nicheformer("fine_tuned_regression_of_neighbours")),
+    Row("ft_reg_logits ft_reg_loss", "reproduced", _nicheformer("fine_tuned_regression_of_neighbours")),
 )
 
 SCBERT = (
