@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,9 +24,7 @@ WHAT, HOW, GENES, MACHINE = "What is embedded", "How", "Genes", "Machine"
 
 def _show_version(value: bool) -> None:
     if value:
-        import scfm
-
-        typer.echo(scfm.__version__)
+        typer.echo(metadata.version("scfm"))
         raise typer.Exit
 
 
