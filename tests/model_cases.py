@@ -33,13 +33,21 @@ def scgpt_folder(target: Path, kind: str = "pretrained") -> Path:
     return copied(case("scgpt") / "checkpoint" / kind, target)
 
 
+def scbert_folder(target: Path) -> Path:
+    return copied(case("scbert") / "checkpoint", target)
+
+
+WEIGHTS = ("model.safetensors", "best_model.pt", "panglao_pretrain.pth")
+
+
 def weights_of(folder: Path) -> Path:
-    return next(folder / n for n in ("model.safetensors", "best_model.pt") if (folder / n).is_file())
+    return next(folder / n for n in WEIGHTS if (folder / n).is_file())
 
 
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
     path = weights_of(folder)
-    return dict(load_file(path)) if path.suffix == ".safetensors" else dict(torch.load(path, weights_only=True))
+    held = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    return dict(held.get("model_state_dict", held))
 
 
 def write_state(folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -50,8 +58,11 @@ def write_state(folder: Path, state: dict[str, torch.Tensor]) -> None:
         torch.save(state, path)
 
 
+TABLES = ("word_embeddings.weight", "encoder.embedding.weight", "pos_emb.emb.weight")
+
+
 def table_of(state: dict[str, torch.Tensor]) -> str:
-    return next(k for k in state if k.endswith(("word_embeddings.weight", "encoder.embedding.weight")))
+    return next(k for k in state if k.endswith(TABLES))
 
 
 WHOLE_PARTS = {"flag_encoder.weight"}
@@ -62,7 +73,7 @@ def some_tokens(model: scfm.models.FoundationModel) -> Tokens:
     rng = np.random.default_rng(0)
     genes = np.flatnonzero(model.vocabulary.is_gene)
     ids = np.concatenate([rng.permutation(genes)[:n] for n in (5, 9, 7)]).astype(np.int32)
-    values = rng.integers(1, 10, len(ids)).astype(np.float32)
+    values = rng.integers(1, 6, len(ids)).astype(np.float32)
     return Tokens(ids=ids, offsets=np.array([0, 5, 14, 21]), values=values)
 
 
@@ -70,5 +81,5 @@ def dictionaries(version: int) -> Path:
     return next((case(f"geneformer_v{version}") / "checkpoint").rglob("token_dictionary*.pkl")).parent
 
 
-FAMILY_CASES = {"geneformer": geneformer_folder, "scgpt": scgpt_folder}
+FAMILY_CASES = {"geneformer": geneformer_folder, "scgpt": scgpt_folder, "scbert": scbert_folder}
 """How to make a small checkpoint of each family."""

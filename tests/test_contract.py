@@ -17,6 +17,7 @@ CHECKPOINTS = {
     "geneformer_v2": "Geneformer-V2-tiny",
     "scgpt": "pretrained",
     "nicheformer": "",
+    "scbert": "",
 }
 CONTEXT = {"nicheformer": {"species": "organism", "assay": "assay", "modality": "modality"}}
 """What the models of a family must be told about the cells of its case: columns of obs."""
