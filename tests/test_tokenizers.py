@@ -419,6 +419,17 @@ def test_log_values_with_the_true_total_are_those_of_the_whole_cell() -> None:
         np.testing.assert_allclose(genes_only, expected[expected > 0], rtol=1e-6)
 
 
+@every_tokenizer
+def test_totals_that_the_matrix_already_sums_up_to_change_nothing(kind: str) -> None:
+    counts = np.random.default_rng(4).poisson(2.0, (6, len(NAMES))).astype(np.float32)
+    told = replace(block(counts), totals=counts.sum(axis=1).astype(np.float64))
+    plain, ours = run(kind, counts), run(kind, told)
+    np.testing.assert_array_equal(ours.ids, plain.ids)
+    np.testing.assert_array_equal(ours.offsets, plain.offsets)
+    if plain.values is not None:
+        np.testing.assert_array_equal(ours.values, plain.values)
+
+
 # Context
 
 

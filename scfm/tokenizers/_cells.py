@@ -76,8 +76,8 @@ class Cells:
     total, total_matched
         (n,) float64 counts over all columns (the source's own totals where it knows them) and over the slots.
     depth
-        (n,) float64 total that normalises a cell over its vocabulary genes: ``total_matched``, or the
-        source's own total where the stored genes are only a part of the cell.
+        (n,) float64 total that normalises a cell over its vocabulary genes: ``total_matched``, and the counts
+        that the matrix lacks where the source knows a total above the sum of its row.
     """
 
     offsets: NDArray[np.int64]
@@ -143,7 +143,7 @@ def gather(block: CountBlock, slots: Slots) -> Cells:
         counts,
         total=total if known is None else known,
         total_matched=matched,
-        depth=matched if known is None else known,
+        depth=matched if known is None else matched + np.maximum(known - total, 0.0),
     )
 
 

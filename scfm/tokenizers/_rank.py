@@ -267,9 +267,9 @@ def _rank(  # type: ignore[no-untyped-def]
         n, summed, matched[i] = gather_cell(
             indices, data, indptr[i], indptr[i + 1], slot_of, n_averaged, acc, bits, slots, counts
         )
-        known = not np.isnan(known_totals[i])
-        total[i] = known_totals[i] if known else summed
-        depth = total[i] if all_columns or known else matched[i]
+        total[i] = summed if np.isnan(known_totals[i]) else known_totals[i]
+        # counts that the matrix lacks are taken for counts of vocabulary genes
+        depth = total[i] if all_columns else matched[i] + max(total[i] - summed, 0.0)
         n_detected[i] = n
         row = scale[scale_row[i]]
         if reciprocal:
