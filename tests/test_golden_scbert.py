@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import scfm
 from scfm.models._run import to_batch
 from scfm.tokenizers import Tokens
-from scfm.transformer._attention import FAVOR_EPS, favor_features, key_peaks, performer_attention
+from scfm.transformer._attention import FAVOR_EPS, favor_features, performer_attention
 
 MASK_SHARE, REPLACED_SHARE = 0.15, 0.9
 
@@ -99,18 +99,25 @@ def attention_of(block, x: torch.Tensor, n_cells: int):
     return q, k, v, segments
 
 
+def kernel(block, q: torch.Tensor, k: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    """The authors' features (T, features) of queries and keys, by head, and the maximum that the keys share."""
+    ratio = block.spec.n_features**-0.5
+    queries = [favor_features(x, block.projection, per_row=True)[0] for x in q.unbind(1)]
+    keys = [favor_features(x, block.projection, per_row=False) for x in k.unbind(1)]
+    peak = torch.stack([own for _, own in keys]).amax()
+    scaled = [features * (own - peak).exp() for features, own in keys]
+    return [ratio * (x + FAVOR_EPS) for x in queries], [ratio * (x + FAVOR_EPS) for x in scaled], peak
+
+
 def test_golden_scbert_attention_of_one_cell(golden, model):
     block = model.transformer.encoder.layers[0]
-    ratio = block.spec.n_features**-0.5
     with torch.inference_mode():
         q, k, v, segments = attention_of(block, torch.as_tensor(golden["emb_in"][0]), 1)
-        peak = key_peaks(k, segments, block.projection)
-        few = len(golden["cell0_layer0_q_features_head0_pos0to5"])
-        queries = ratio * (favor_features(q[:, 0], block.projection) + FAVOR_EPS)[:few]
-        keys = ratio * (favor_features(k[:, 0], block.projection, peak[0]) + FAVOR_EPS)[:few]
+        queries, keys, _ = kernel(block, q, k)
         out = block.out(performer_attention(q, k, v, segments, segments, block.projection).flatten(1))
-    assert_close(queries, golden["cell0_layer0_q_features_head0_pos0to5"])
-    assert_close(keys, golden["cell0_layer0_k_features_head0_pos0to5"])
+    for ours, name in ((queries, "q_features"), (keys, "k_features")):
+        recorded = golden[f"cell0_layer0_{name}_head0_pos0to5"]
+        assert_close(ours[0][: len(recorded)], recorded)
     assert_close(out, golden["cell0_layer0_attn_out"])
 
 
@@ -125,7 +132,7 @@ def in_one_batch(model, levels: np.ndarray):
         x = model.transformer.embed_input(to_batch(tokens_from(levels)))
         for block in model.transformer.encoder.layers:
             q, k, v, segments = attention_of(block, x, n)
-            peak = key_peaks(k, segments, block.projection).amax()
+            peak = kernel(block, q, k)[2]
             maxima.append(float(peak))
             mixed = performer_attention(q, k, v, segments, segments, block.projection, peak.expand(n))
             x = x + block.out(mixed.flatten(1))
@@ -190,11 +197,8 @@ def test_golden_scbert_official_attention_sums(golden, model):
             for block in model.transformer.encoder.layers:
                 q, k, v, segments = attention_of(block, x, 1)
                 x = x + block.out(performer_attention(q, k, v, segments, segments, block.projection).flatten(1))
-                q, k, _, segments = attention_of(block, x, 1)
-                peak = key_peaks(k, segments, block.projection)[0]
-                for head in range(block.spec.n_heads):
-                    queries = favor_features(q[:, head], block.projection) + FAVOR_EPS
-                    keys = favor_features(k[:, head], block.projection, peak) + FAVOR_EPS
+                q, k, _, _ = attention_of(block, x, 1)
+                for queries, keys in zip(*kernel(block, q, k)[:2], strict=True):
                     weights = queries @ keys.T
                     total += (weights / weights.sum(-1, keepdim=True)).abs().sum(0)
                 x = x + block.down(F.gelu(block.up(block.norm2(x))))

@@ -126,61 +126,70 @@ def performer_attention(
     projection
         (features, head_dim) random rows, shared by the heads.
     peaks
-        (n,) key maximum of each cell; None: its own (`key_peaks`). Another one gives another result, because what is
-        added to the features is not scaled.
+        (n,) key maximum of each cell; None: its own. Another one gives another result, because what is added to the
+        features is not scaled.
     """
     projection = projection.to(torch.promote_types(q.dtype, torch.float32))
-    peaks = key_peaks(k, to, projection) if peaks is None else peaks
     pieces = []
     for i in range(len(at.bounds) - 1):
         qi, ki, vi = (
             x[s.bounds[i] : s.bounds[i + 1]].transpose(0, 1).to(projection.dtype)
             for x, s in ((q, at), (k, to), (v, to))
         )
-        # head by head, which keeps the memory of a cell of 17,000 tokens at one head's features
-        heads = [_favor(qi[h], ki[h], vi[h], projection, peaks[i]) for h in range(qi.shape[0])]
-        pieces.append(torch.stack(heads, dim=1))
+        if qi.shape[1]:
+            values, norms = _favor_sums(ki, vi, projection, None if peaks is None else peaks[i])
+            pieces.append(_favor_means(qi, values, norms, projection))
     return torch.cat(pieces).to(q.dtype) if pieces else torch.zeros_like(q)
 
 
-def key_peaks(k: Tensor, to: Segments, projection: Tensor) -> Tensor:
-    """(n,) largest projection of a key, over the heads, tokens and features of each cell; -inf without tokens."""
-    peaks = torch.full((len(to.bounds) - 1,), -math.inf, dtype=projection.dtype, device=k.device)
-    for i in range(len(peaks)):
-        cell = k[to.bounds[i] : to.bounds[i + 1]].transpose(0, 1).to(projection.dtype)
-        if cell.shape[1]:
-            peaks[i] = torch.stack([_projected(head, projection)[0].amax() for head in cell]).amax()
-    return peaks
-
-
-def favor_features(x: Tensor, projection: Tensor, peak: Tensor | None = None) -> Tensor:
-    """Random features of one head's queries or keys (L, head_dim): (L, features), without the 1e-4.
+def favor_features(x: Tensor, projection: Tensor, *, per_row: bool) -> tuple[Tensor, Tensor]:
+    """Random features of one head's queries or keys (L, head_dim), relative to their maximum and without the 1e-4.
 
     The common factor features^-1/2 is left out: it cancels in attention.
 
     Parameters
     ----------
-    peak
-        Maximum that is subtracted in the exponent; None: each row's own, as for queries.
+    per_row
+        The maximum is each row's own, as for queries, or that of all rows.
+
+    Returns
+    -------
+    (L, features), and the maximum of the projections: (L, 1) or ().
     """
-    dash, diagonal = _projected(x, projection)
-    peak = dash.amax(-1, keepdim=True) if peak is None else peak
-    return (dash - (diagonal + peak)).exp()
-
-
-def _projected(x: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
-    """Projections (L, features) of rows that are scaled by head_dim^-1/4, and half their squared lengths (L, 1)."""
     x = x * x.shape[-1] ** -0.25
-    return x @ projection.T, x.square().sum(-1, keepdim=True) / 2
+    projected = x @ projection.T
+    peak = projected.amax(-1, keepdim=True) if per_row else projected.amax()
+    return (projected - (x.square().sum(-1, keepdim=True) / 2 + peak)).exp_(), peak
 
 
-def _favor(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, peak: Tensor) -> Tensor:
-    """One head of one cell: q (L, d), k, v (L', d); the 1e-4 is added to the sums instead of to every feature."""
-    phi_k = favor_features(k, projection, peak)
-    values = phi_k.T @ v + FAVOR_EPS * v.sum(0)
-    norms = phi_k.sum(0) + FAVOR_EPS * len(k)
-    phi_q = favor_features(q, projection)
-    return (phi_q @ values + FAVOR_EPS * values.sum(0)) / (phi_q @ norms + FAVOR_EPS * norms.sum())[:, None]
+def _favor_sums(k: Tensor, v: Tensor, projection: Tensor, peak: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums over the keys of a cell: of features times values (heads, features, d), and of features (heads, features).
+
+    The keys' maximum is known after the last head only, so each head's sums are made with its own and scaled then:
+    one head's features are in memory at a time, and none are made twice.
+    """
+    values, norms, peaks = [], [], []
+    for key, value in zip(k, v, strict=True):
+        features, own = favor_features(key, projection, per_row=False)
+        values.append(features.T @ value)
+        norms.append(features.sum(0))
+        peaks.append(own)
+    own = torch.stack(peaks)
+    scale = (own - (own.amax() if peak is None else peak)).exp()[:, None]
+    return (
+        torch.stack(values) * scale[..., None] + FAVOR_EPS * v.sum(1, keepdim=True),
+        torch.stack(norms) * scale + FAVOR_EPS * k.shape[1],
+    )
+
+
+def _favor_means(q: Tensor, values: Tensor, norms: Tensor, projection: Tensor) -> Tensor:
+    """What the queries (heads, L, d) of a cell get: (L, heads, d)."""
+    out = []
+    for query, value, norm in zip(q, values, norms, strict=True):
+        features, _ = favor_features(query, projection, per_row=True)
+        total = features @ norm + FAVOR_EPS * norm.sum()
+        out.append((features @ value + FAVOR_EPS * value.sum(0)) / total[:, None])
+    return torch.stack(out, dim=1)
 
 
 def query_only_attention(
