@@ -45,6 +45,7 @@ def all_records() -> Iterator[Recorded]:
     yield geneformer("geneformer_v1")
     yield geneformer("geneformer_v2")
     yield scgpt()
+    yield scbert()
     for name in BUILT_IN:
         if name in models.cards():
             yield built_in(name)
@@ -114,6 +115,23 @@ def scgpt() -> Recorded:
         tokens=tokens(golden["embed.gene"][:n], lengths, golden["embed.expr"][:n]),
         tokenizer=replace(model.tokenizer, max_length=width, bins=QuantileBins(ties="random")),
         draws={"ties": golden["rand.embed_binning"][:n], "order": order[:n].astype(np.int16)},
+    )
+
+
+def scbert() -> Recorded:
+    """scBERT: every gene of the list and the closing token."""
+    folder, golden, cells = case("scbert")
+    model = models.load(folder / "checkpoint")
+    levels = golden["tokens"][:N_CELLS]
+    lengths = np.full(len(levels), levels.shape[1])
+    return Recorded(
+        name="scbert",
+        family=model.card.family,
+        origin=OFFICIAL,
+        genes=tuple(cells.var_names.astype(str)),
+        block=block(cells.X[: len(levels)]),
+        tokens=tokens(np.tile(np.arange(levels.shape[1]), (len(levels), 1)), lengths, levels),
+        tokenizer=model.tokenizer,
     )
 
 
