@@ -148,7 +148,7 @@ def operations(cells: Cells) -> float:
     d, inner = STACK.width, STACK.n_heads * STACK.head_dim
     linear = 2 * lengths.sum() * (4 * d * inner + 2 * d * STACK.ff)
     attention = 4 * inner * (lengths**2).sum()
-    return STACK.n_layers * (linear + attention)
+    return float(STACK.n_layers * (linear + attention))
 
 
 def bare_kernels(cells: Cells) -> None:
