@@ -137,6 +137,18 @@ def test_unknown_types_are_those_below_the_threshold_not_at_it():
         name_classes(logits, ["a", "b", "c"], threshold=50)
 
 
+def test_cells_without_a_gene_are_of_no_type(folder):
+    model = scfm.models.load(folder, checkpoint="finetune_best")
+    counts = np.zeros((2, len(model.vocabulary) - 1), dtype=np.float32)
+    counts[0, :9] = 3
+    cells = anndata.AnnData(counts)
+    cells.var_names = model.vocabulary.names[:-1]
+    named = model.heads["cell_classifier"].classify(model.tokenize(cells))
+    assert named.names[0] in model.heads["cell_classifier"].labels
+    assert named.names[1] == "Unassigned"
+    assert np.isnan(named.probability[1])
+
+
 def test_head_on_positions_says_what_it_needs():
     with pytest.raises(ConfigError, match="needs token_mlp"):
         HeadSpec("positions", MLPSpec((4, 2)))

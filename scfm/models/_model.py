@@ -429,7 +429,7 @@ class Head:
         tokens
             Of the model's tokenizer.
         threshold
-            Cells whose largest probability is below it belong to none of the classes.
+            Cells whose largest probability is below it belong to none of the classes, nor do cells without a gene token.
         unassigned
             What these cells are called.
 
@@ -444,7 +444,10 @@ class Head:
                 "for the bare numbers"
             )
         outputs = self(tokens)
-        if self.model.config.head_specs[self.name].transform == "softmax":
+        spec = self.model.config.head_specs[self.name]
+        if spec.per_cell and "n_detected" in tokens.per_cell:
+            outputs[np.asarray(tokens.per_cell["n_detected"]) == 0] = np.nan
+        if spec.transform == "softmax":
             outputs = np.log(outputs)
         return name_classes(outputs, self.labels, threshold, unassigned)
 
