@@ -55,6 +55,10 @@ def _nicheformer(test: str) -> str:
     return f"test_golden_nicheformer::test_golden_nicheformer_{test}"
 
 
+def _uce(test: str) -> str:
+    return f"test_golden_uce::test_golden_uce_{test}"
+
+
 def _perturbation(test: str) -> str:
     return f"test_golden_perturbation::test_golden_{test}"
 
@@ -379,17 +383,33 @@ UCE = (
     ),
     Row("pt_masked_cols pt_chrom_order pt_rows pt_choice_idx", "given", _tokens("uce_pretraining_sentences")),
     Row("pt_tokens pt_length", "reproduced", _tokens("uce_pretraining_sentences")),
-    Row("*_emb_single *_emb_batched_inf_mask hf_s1_*", "family not yet offered", why="cell embeddings, states"),
+    Row("*_emb_single *_emb_batched_inf_mask", "reproduced", _uce("cell_embeddings_of_every_species")),
+    Row("hf_s1_*", "reproduced", _uce("states_of_a_cell_alone")),
     Row(
-        "*_emb_official_batched hf_b0_*",
+        "*_emb_official_batched",
         "official defect",
-        why="padding is attended with weight, so a cell depends on its batch",
+        _uce("official_batches_are_right_for_the_longest_cells"),
+        "padding is attended with weight, so a cell depends on its batch; equal to ours where there is no padding",
     ),
-    Row("head_*", "family not yet offered", why="whether a cell expresses a protein"),
     Row(
-        "pt_query_cols pt_labels pt_emb pt_logits_unit_protein pt_loss pt_grad:*",
-        "family not yet offered",
-        why="the training objective and its gradients",
+        "hf_b0_mask hf_b0_input hf_b0_encoder hf_b0_pos",
+        "reproduced",
+        _uce("input_and_the_states_of_the_longest_cells_of_an_official_batch"),
+    ),
+    Row(
+        "hf_b0_layer* hf_b0_gene_output",
+        "official defect",
+        _uce("input_and_the_states_of_the_longest_cells_of_an_official_batch"),
+        "padding is attended with weight, so a cell depends on its batch; equal to ours where there is no padding",
+    ),
+    Row("head_cells head_gene_cols head_token_ids", "given", _uce("is_a_gene_expressed")),
+    Row("head_logits_*", "reproduced", _uce("is_a_gene_expressed")),
+    Row("head_gene_layer_raw", "reproduced", _uce("gene_layer_of_raw_proteins")),
+    Row("pt_query_cols pt_labels", "given", _uce("pretraining_example_with_its_gradients")),
+    Row(
+        "pt_emb pt_logits_unit_protein pt_loss pt_grad:*",
+        "reproduced",
+        _uce("pretraining_example_with_its_gradients"),
     ),
 )
 

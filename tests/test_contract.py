@@ -17,6 +17,7 @@ CHECKPOINTS = {
     "geneformer_v2": "Geneformer-V2-tiny",
     "scgpt": "pretrained",
     "nicheformer": "",
+    "uce": "",
     "scbert": "",
 }
 CONTEXT = {"nicheformer": {"species": "organism", "assay": "assay", "modality": "modality"}}

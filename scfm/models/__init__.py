@@ -2,7 +2,20 @@
 
 from scfm.models._card import ModelCard
 from scfm.models._gene_vectors import GeneSums, GeneVectors
-from scfm.models._model import FoundationModel, Head
+from scfm.models._model import FoundationModel, Head, with_genes
 from scfm.models._registry import cards, home, list, load
+from scfm.models.families._uce_genes import add_species
 
-__all__ = ["FoundationModel", "GeneSums", "GeneVectors", "Head", "ModelCard", "cards", "home", "list", "load"]
+__all__ = [
+    "FoundationModel",
+    "GeneSums",
+    "GeneVectors",
+    "Head",
+    "ModelCard",
+    "add_species",
+    "cards",
+    "home",
+    "list",
+    "load",
+    "with_genes",
+]

@@ -50,14 +50,21 @@ class GeneSums:
         self.counts: dict[int, NDArray[np.int64]] = {}
 
     def add(self, tokens: Tokens, hidden: Tensor, groups: NDArray[np.integer[Any]] | None = None) -> None:
-        """Add the states (T, d) of tokens; ``groups`` (n,) is each cell's group, -1 for none."""
+        """Add the states (T, d) of tokens; ``groups`` (n,) is each cell's group, -1 for none.
+
+        A gene that occurs several times in a cell counts once, with the mean of its states.
+        """
         n_ids = self.shape[0]
         codes = np.zeros(len(tokens), dtype=np.int64) if groups is None else np.asarray(groups, dtype=np.int64)
-        of_token = np.repeat(codes, tokens.lengths)
-        pairs, back = np.unique(of_token * n_ids + tokens.ids, return_inverse=True)
-        index = torch.as_tensor(back).to(hidden.device)
-        sums = torch.zeros(len(pairs), hidden.shape[-1], device=hidden.device).index_add(0, index, hidden.float())
-        counts = np.bincount(back, minlength=len(pairs))
+        cells = np.repeat(np.arange(len(tokens)), tokens.lengths)
+        once, of_token, times = np.unique(cells * n_ids + tokens.ids, return_inverse=True, return_counts=True)
+        pairs, of_once = np.unique(codes[once // n_ids] * n_ids + once % n_ids, return_inverse=True)
+        states = hidden.float()
+        if len(once) < len(of_token):
+            states = states / torch.as_tensor(times[of_token]).to(hidden.device)[:, None]
+        index = torch.as_tensor(of_once[of_token]).to(hidden.device)
+        sums = torch.zeros(len(pairs), hidden.shape[-1], device=hidden.device).index_add(0, index, states)
+        counts = np.bincount(of_once, minlength=len(pairs))
         values = to_numpy(sums)
         for group in np.unique(codes[codes >= 0]).tolist():
             here = pairs // n_ids == group

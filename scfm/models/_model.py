@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -47,6 +48,8 @@ class FoundationModel:
         Names of the outputs of heads, where the checkpoint tells them.
     notes
         What was noticed on reading: ignored tensors with reasons.
+    species
+        Where genes are read by fixed vectors: the species at hand, each with what gets its tokenizer and table.
 
     Examples
     --------
@@ -70,6 +73,7 @@ class FoundationModel:
     card: ModelCard
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    species: Mapping[str, Callable[[], tuple[Tokenizer, Tensor]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.transformer.eval()
@@ -119,6 +123,24 @@ class FoundationModel:
         self.transformer.to(device=chosen, dtype=chosen_dtype)
         self.config._attn_implementation = choose(attn_implementation, chosen, chosen_dtype)
         return self
+
+    def for_context(self, context: Mapping[str, Any] | None) -> FoundationModel:
+        """The same model with the genes of the species that a context names; itself where that changes nothing.
+
+        Raises
+        ------
+        ConfigError
+            If the model has no genes of that species.
+        """
+        species = (context or {}).get("species")
+        if not self.species or species is None or species == self.vocabulary.species:
+            return self
+        if not isinstance(species, str) or species not in self.species:
+            raise ConfigError(
+                f"context 'species' is {species!r}, but {self.card.name} has the genes of {', '.join(self.species)}; it takes "
+                "one of them for all cells, because the columns of a matrix are genes of one species"
+            )
+        return with_genes(self, *self.species[species]())
 
     def tokenize(self, adata: Any, **options: Any) -> Tokens:
         """Tokens of the cells of an AnnData or file; see `scfm.tokenizers.Tokenizer`."""
@@ -391,7 +413,9 @@ class Head:
         forms = [name for name, _bias in self.model.config.head_specs[self.name].outputs]
         return self.model.labels.get(self.name) or forms or None
 
-    def __call__(self, tokens: Tokens, cells: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def __call__(
+        self, tokens: Tokens, cells: NDArray[np.float32] | None = None, genes: Sequence[str] | None = None
+    ) -> NDArray[np.float32]:
         """The output for every token (T, k) or every cell (n, k).
 
         Parameters
@@ -400,25 +424,42 @@ class Head:
             Of the model's tokenizer.
         cells
             (n, d) cell vectors, for a head on pairs of cell and gene; None: from its own read-out.
+        genes
+            Names or symbols of g genes that a head on pairs is asked for in every cell, whether or not they are among
+            its tokens; the output is then (n, g, k).
+
+        Raises
+        ------
+        ConfigError
+            If there are no tokens, or a head that reads no genes is asked for some.
+        GeneMatchError
+            If a gene is not in the vocabulary.
         """
         spec = self.model.config.head_specs[self.name]
-        per_cell = spec.per_cell
-        if per_cell:
+        if genes is not None and spec.feed != "pairs":
+            raise ConfigError(f"the head {self.name!r} does not read genes; leave out genes=")
+        per_cell = spec.per_cell or genes is not None
+        asked = (
+            None if genes is None else torch.tensor(gene_ids(self.model.vocabulary, genes), device=self.model.device)
+        )
+        if spec.per_cell:
             tokens = self.model._padded(tokens, spec.readout)
         if cells is not None:
             tokens = replace(tokens, per_cell={**tokens.per_cell, "cells": np.asarray(cells, dtype=np.float32)})
 
         def compute(batch: PackedBatch) -> Tensor:
-            return self.model.transformer.head(self.name, batch, batch.per_cell.get("cells"))
+            return self.model.transformer.head(self.name, batch, batch.per_cell.get("cells"), asked)
 
         out: NDArray[np.float32] | None = None
         for rows, _part, result in self.model._run(tokens, compute):
             if out is None:
                 n = len(tokens) if per_cell else tokens.n_tokens
-                out = np.full((n, result.shape[-1]), np.nan, dtype=np.float32)
+                out = np.full((n, *result.shape[1:]), np.nan, dtype=np.float32)
             out[rows if per_cell else _token_index(tokens, rows)] = to_numpy(result)
         if out is None:
             raise ConfigError("there are no tokens to apply a head to")
+        if asked is not None and "n_detected" in tokens.per_cell:
+            out[np.asarray(tokens.per_cell["n_detected"]) == 0] = np.nan
         return out
 
     def classify(self, tokens: Tokens, threshold: float = 0.0, unassigned: str = "Unassigned") -> Classes:
@@ -455,6 +496,40 @@ class Head:
 class _Heads(dict[str, Head]):
     def __missing__(self, name: str) -> Head:
         raise ConfigError(f"this checkpoint has no head {name!r}; it has {', '.join(self) or 'none'}")
+
+
+def with_genes(model: FoundationModel, tokenizer: Tokenizer, table: Tensor) -> FoundationModel:
+    """The same network on other genes.
+
+    Parameters
+    ----------
+    model
+        Reads genes by fixed vectors; its weights are shared.
+    tokenizer
+        Of the new genes.
+    table
+        (V, t) vector of each of its tokens.
+
+    Raises
+    ------
+    ConfigError
+        If the model has learned its genes, or the table does not fit.
+    """
+    spec = model.config.term_specs.get("gene")
+    if spec is None or not spec.frozen:
+        raise ConfigError(f"{model.card.name} has learned a vector for each of its genes; it knows no others")
+    expected = (len(tokenizer.vocabulary), spec.width or model.transformer.width)
+    if tuple(table.shape) != expected:
+        raise ConfigError(
+            f"the table of gene vectors has shape {tuple(table.shape)}; {model.card.name} needs {expected}"
+        )
+    config = deepcopy(model.config)
+    config.terms = {**(config.terms or {}), "gene": replace(spec, rows=len(table)).to_dict()}
+    with torch.device("meta"):
+        transformer = CellTransformer(config)
+    state = {**model.transformer.state_dict(), "terms.gene.table": table.to(model.device, model.dtype)}
+    transformer.load_state_dict(state, strict=True, assign=True)
+    return replace(model, transformer=transformer, tokenizer=tokenizer)
 
 
 def _token_index(tokens: Tokens, cells: NDArray[np.int64]) -> NDArray[np.int64]:

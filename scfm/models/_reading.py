@@ -206,6 +206,21 @@ def read_tensors(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
     CheckpointError
         If the file is missing, damaged, of another kind, or holds objects that are not plain data.
     """
+    loaded = _load(Path(path), lazy=lazy)
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path} holds {type(loaded).__name__}, but a dictionary of tensors was expected")
+    return dict(loaded)
+
+
+def read_tensor(path: str | Path, *, lazy: bool = False) -> Tensor:
+    """The one tensor of a torch file; arguments and errors as for `read_tensors`."""
+    loaded = _load(Path(path), lazy=lazy)
+    if not isinstance(loaded, Tensor):
+        raise CheckpointError(f"{path} holds {type(loaded).__name__}, but a tensor was expected")
+    return loaded
+
+
+def _load(path: Path, *, lazy: bool) -> Any:
     path = require(Path(path), "the weight file")
     kind = kind_of(path)
     expected = ("a safetensors file",) if path.suffix == ".safetensors" else ("a torch file", "a pickle")
@@ -227,9 +242,7 @@ def read_tensors(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
             f"{path} ({path.stat().st_size:,} bytes) cannot be read ({_reason(error)}); it may be truncated: download it "
             "again"
         ) from error
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"{path} holds {type(loaded).__name__}, but a dictionary of tensors was expected")
-    return dict(loaded)
+    return loaded
 
 
 def _reason(error: Exception) -> str:

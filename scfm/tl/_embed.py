@@ -128,7 +128,7 @@ def embed(
     """
     _check_target(adata, copy=copy)
     loaded = model if isinstance(model, models.FoundationModel) else models.load(model, family, revision, checkpoint)
-    loaded.to(device, dtype, attn_implementation)
+    loaded = loaded.for_context(context).to(device, dtype, attn_implementation)
     key = key_of(key_added or loaded.card.name)
     loaded.transformer.readout(pooling)
     loaded.transformer.layer_number(hidden_layer)

@@ -18,7 +18,7 @@ from scfm.errors import TokenizerError
 from scfm.genes import GeneMatch, GeneVocabulary
 from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._cells import Cells, Slots, gather, keys, recorded
-from scfm.tokenizers._context import resolve_context
+from scfm.tokenizers._context import ContextOption, resolve_context
 from scfm.tokenizers._kernels import N_COUNTERS, mix, sort_descending, uniform
 from scfm.tokenizers._layout import statistics
 from scfm.tokenizers._tokens import Tokens
@@ -72,6 +72,12 @@ class ProteinTokenizer(Tokenizer):
         if self.n_draws < 1:
             raise TokenizerError(f"n_draws is {self.n_draws}, at least 1 is needed")
 
+    @property
+    def context_options(self) -> Mapping[str, ContextOption]:
+        """The species, which is that of the vocabulary: a word to be checked, not a token."""
+        own = self.vocabulary.species
+        return {"species": ContextOption({own: self.vocabulary.specials["cls"]}, default=own)}
+
     def __repr__(self) -> str:
         n_genes = int(self.vocabulary.is_gene.sum())
         return f"ProteinTokenizer({n_genes:,} {self.vocabulary.species} genes, {self.n_draws:,} draws)"
@@ -109,7 +115,7 @@ class ProteinTokenizer(Tokenizer):
         after the last.
         A cell without genes is the ``"cls"`` token alone.
         """
-        resolve_context({}, context or {}, block.n_cells)
+        resolve_context(self.context_options, context or {}, block.n_cells)
         slots = Slots.of(match, self.vocabulary)
         cells = gather(block, slots)
         places = self._places()

@@ -45,6 +45,7 @@ class Head(nn.Module):
         self.spec = spec
         self.mlp = MLP(spec.mlp)
         self.token_mlp = None if spec.token_mlp is None else MLP(spec.token_mlp)
+        self.joint = None if spec.joint is None else MLP(spec.joint)
         if spec.feed == "tied":
             self.bias = nn.Parameter(torch.zeros(rows))
         self.forms = nn.ModuleDict(
@@ -65,7 +66,7 @@ class Head(nn.Module):
 
         Returns
         -------
-        (m, outputs); for ``pairs`` (m, number of forms); for ``positions`` (cells, outputs).
+        (m, outputs); for ``pairs`` (m, number of forms) or the outputs of the joint map; for ``positions`` (cells, outputs).
         """
         if self.token_mlp is not None:
             x = self.token_mlp(x).reshape(-1, self.spec.mlp.widths[0])
@@ -77,7 +78,10 @@ class Head(nn.Module):
         elif self.spec.feed == "pairs":
             if cells is None:
                 raise ConfigError("a head on pairs needs the cell vector of each gene")
-            out = torch.stack([(form(out) * cells).sum(-1) for form in self.forms.values()], dim=-1)
+            if self.joint is not None:
+                out = self.joint(torch.cat((out, cells) if self.spec.gene_first else (cells, out), dim=-1))
+            else:
+                out = torch.stack([(form(out) * cells).sum(-1) for form in self.forms.values()], dim=-1)
         if self.spec.transform == "softmax":
             return out.softmax(-1)
         return out.sigmoid() if self.spec.transform == "sigmoid" else out
@@ -322,7 +326,7 @@ class CellTransformer(PreTrainedModel):
                 return self.terms[name].rows(ids)  # type: ignore[operator]
         raise ConfigError("this model has no gene table")
 
-    def head(self, name: str, batch: PackedBatch, cells: Tensor | None = None) -> Tensor:
+    def head(self, name: str, batch: PackedBatch, cells: Tensor | None = None, genes: Tensor | None = None) -> Tensor:
         """The output of a named head for a batch.
 
         Parameters
@@ -333,10 +337,13 @@ class CellTransformer(PreTrainedModel):
             Packed cells.
         cells
             (n, d) cell vectors that a head on cells or pairs reads; None: its own read-out.
+        genes
+            (g,) ids of genes that a head on pairs is asked for in every cell; None: the tokens of each cell.
 
         Returns
         -------
-        (T, outputs) for heads on tokens and pairs, (n, outputs) for heads on cells and positions.
+        (T, outputs) for heads on tokens and pairs, (n, g, outputs) with ``genes``, (n, outputs) for heads on cells and
+        positions.
         """
         if name not in self.heads:
             raise ConfigError(f"this checkpoint has no head {name!r}; it has {', '.join(self.heads) or 'none'}")
@@ -360,7 +367,17 @@ class CellTransformer(PreTrainedModel):
         cells = torch.cat([cells, *self._context(batch, spec)], dim=-1)
         if spec.feed == "cells":
             return head(cells)
-        return head(self.gene_rows(batch.channels["ids"]), cells=cells[batch.segments.cell])
+        if genes is None:
+            return head(self._gene_vectors(spec, batch.channels["ids"]), cells=cells[batch.segments.cell])
+        vectors = self._gene_vectors(spec, genes)
+        return torch.stack([head(vectors, cells=cell.expand(len(genes), -1)) for cell in cells])
+
+    def _gene_vectors(self, spec: HeadSpec, ids: Tensor) -> Tensor:
+        """(m, k) what a head on pairs reads of genes."""
+        if spec.genes == "input":
+            return self.gene_rows(ids)
+        rows = F.embedding(ids.long(), self.terms["gene"].table)  # type: ignore[arg-type]
+        return F.normalize(rows, dim=-1) if spec.genes == "unit" else rows
 
     def _context(self, batch: PackedBatch, spec: HeadSpec) -> list[Tensor]:
         """(n, width) vectors of the terms that a head joins to its input."""

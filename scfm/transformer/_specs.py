@@ -217,6 +217,13 @@ class HeadSpec(Spec):
         Function of the output: ``sigmoid``, ``softmax`` over the outputs, or none.
     token_mlp
         ``positions``: the map of each token's state.
+    joint
+        ``pairs``: the map of cell vector and mapped gene vector side by side, in place of the inner product.
+    genes
+        ``pairs``: what ``mlp`` reads of a gene. ``input``: its finished input term; ``table``: its row of the table as
+        it is; ``unit``: that row brought to unit length.
+    gene_first
+        The gene vector stands before the cell vector in ``joint``.
     """
 
     feed: Literal["tokens", "cells", "tied", "pairs", "positions"]
@@ -227,6 +234,9 @@ class HeadSpec(Spec):
     context: tuple[str, ...] = ()
     transform: Literal["none", "sigmoid", "softmax"] = "none"
     token_mlp: MLPSpec | None = None
+    joint: MLPSpec | None = None
+    genes: Literal["input", "table", "unit"] = "input"
+    gene_first: bool = False
 
     def __post_init__(self) -> None:
         self._one_of("feed", ("tokens", "cells", "tied", "pairs", "positions"))
@@ -240,6 +250,9 @@ class HeadSpec(Spec):
             )
         if self.token_mlp is not None:
             object.__setattr__(self, "token_mlp", MLPSpec.build(self.token_mlp))
+        self._one_of("genes", ("input", "table", "unit"))
+        if self.joint is not None:
+            object.__setattr__(self, "joint", MLPSpec.build(self.joint))
 
     @property
     def per_cell(self) -> bool:

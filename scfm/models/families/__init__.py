@@ -1,7 +1,9 @@
 """One file per published system."""
 
 from scfm.models._family import Family
-from scfm.models.families import geneformer, nicheformer, scbert, scgpt
+from scfm.models.families import geneformer, nicheformer, scbert, scgpt, uce
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (geneformer.FAMILY, scgpt.FAMILY, nicheformer.FAMILY, scbert.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    f.name: f for f in (geneformer.FAMILY, scgpt.FAMILY, nicheformer.FAMILY, scbert.FAMILY, uce.FAMILY)
+}
 """Every family that can be read, by name."""
