@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from golden_cases import case
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import scfm
+from scfm.models._reading import read_tensors
 from scfm.tokenizers import Tokens
 
 
@@ -37,7 +38,23 @@ def scbert_folder(target: Path) -> Path:
     return copied(case("scbert") / "checkpoint", target)
 
 
-WEIGHTS = ("model.safetensors", "best_model.pt", "panglao_pretrain.pth")
+def nicheformer_folder(target: Path) -> Path:
+    copied(case("nicheformer") / "checkpoint", target)
+    next(target.glob("finetuned*.ckpt")).unlink()
+    return copied(case("nicheformer") / "model_means", target)
+
+
+def uce_folder(target: Path) -> Path:
+    files = case("uce") / "checkpoint" / "model_files"
+    copied(files, target)
+    copied(files / "protein_embeddings", target / "protein_embeddings")
+    shutil.copyfile(case("uce") / "config.json", target.parent / "config.json")
+    return target
+
+
+WEIGHTS = ("model.safetensors", "best_model.pt", "panglao_pretrain.pth", "nicheformer.ckpt", "4layer_model.torch")
+NESTED = ("model_state_dict", "state_dict")
+"""Under which names files hold the tensors beside other things."""
 
 
 def weights_of(folder: Path) -> Path:
@@ -46,23 +63,30 @@ def weights_of(folder: Path) -> Path:
 
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
     path = weights_of(folder)
-    held = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    return dict(held.get("model_state_dict", held))
+    held = read_tensors(path)
+    return dict(next((held[name] for name in NESTED if name in held), held))
 
 
 def write_state(folder: Path, state: dict[str, torch.Tensor]) -> None:
     path = weights_of(folder)
     if path.suffix == ".safetensors":
         save_file({k: v.contiguous() for k, v in state.items()}, path)
+    elif path.suffix == ".ckpt":
+        torch.save({**read_tensors(path), "state_dict": state}, path)
     else:
         torch.save(state, path)
 
 
-TABLES = ("word_embeddings.weight", "encoder.embedding.weight", "pos_emb.emb.weight")
+TABLES = ("word_embeddings.weight", "encoder.embedding.weight", "pos_emb.emb.weight", "pe_embedding.weight")
 
 
 def table_of(state: dict[str, torch.Tensor]) -> str:
-    return next(k for k in state if k.endswith(TABLES))
+    return next(k for k in state if k.endswith(TABLES) or k == "embeddings.weight")
+
+
+def name_in(state: dict[str, torch.Tensor], *ends: str) -> str:
+    """The first tensor of such a name that a model uses."""
+    return next(k for k in state if k.endswith(ends) and not k.startswith("encoder_layer."))
 
 
 WHOLE_PARTS = {"flag_encoder.weight"}
@@ -81,5 +105,11 @@ def dictionaries(version: int) -> Path:
     return next((case(f"geneformer_v{version}") / "checkpoint").rglob("token_dictionary*.pkl")).parent
 
 
-FAMILY_CASES = {"geneformer": geneformer_folder, "scgpt": scgpt_folder, "scbert": scbert_folder}
+FAMILY_CASES = {
+    "geneformer": geneformer_folder,
+    "scgpt": scgpt_folder,
+    "scbert": scbert_folder,
+    "nicheformer": nicheformer_folder,
+    "uce": uce_folder,
+}
 """How to make a small checkpoint of each family."""

@@ -206,7 +206,9 @@ def _is_hub(path: Path) -> bool:
 
 
 def _is_lightning(path: Path) -> bool:
-    return any(mentions(file, b"pytorch-lightning_version", b"positional_embedding") for file in path.glob("*.ckpt"))
+    return (path / "nicheformer.ckpt").is_file() or any(
+        mentions(file, b"pytorch-lightning_version", b"positional_embedding") for file in path.glob("*.ckpt")
+    )
 
 
 def _hub(path: Path, checkpoint: str | None) -> Found:

@@ -34,7 +34,8 @@ PUBLISHED_HEADS = {1280: 20}
 """Attention heads by width: the weights do not tell them."""
 DROPOUT = 0.05
 STEPS = ("norm", "gelu", "dropout")
-NEEDED = (TABLE, "pos_encoder.pe", "encoder.0.weight", "decoder.0.0.weight", "binary_decoder.0.0.weight")
+FEED_FORWARD = "transformer_encoder.layers.0.linear1.weight"
+NEEDED = ("pos_encoder.pe", "encoder.0.weight", FEED_FORWARD, "decoder.0.0.weight", "binary_decoder.0.0.weight")
 
 LAYER = r"transformer_encoder\.layers\.(\d+)\."
 
@@ -83,7 +84,7 @@ def config(state: Mapping[str, Tensor], n_heads: int) -> CellTransformerConfig:
             width=d,
             n_heads=n_heads,
             head_dim=d // n_heads,
-            ff=len(state["transformer_encoder.layers.0.linear1.weight"]),
+            ff=len(state[FEED_FORWARD]),
             dropout=DROPOUT,
             attention_dropout=DROPOUT,
             ff_dropout=DROPOUT,
@@ -137,8 +138,8 @@ def read(path: Path, checkpoint: str | None = None) -> FoundationModel:
     tokenizer, table = next(iter(species.values()))()
     state[TABLE] = table
     absent = [name for name in NEEDED if name not in state]
-    if absent or not _n_layers(state):
-        raise CheckpointError(f"{weights} has no {(absent or ['transformer_encoder'])[0]}; it is not a UCE model")
+    if absent:
+        raise CheckpointError(f"{weights} has no {absent[0]}; it is not a UCE model")
     width = len(state["encoder.0.weight"])
     n_heads = settings.get("nhead", PUBLISHED_HEADS.get(width))
     if n_heads is None:
