@@ -291,7 +291,9 @@ def test_nicheformer_ships_the_published_genes_and_means():
 
 def test_nicheformer_says_which_weight_sets_there_are(golden, tmp_path):
     folder = case("nicheformer") / "checkpoint"
-    with pytest.raises(scfm.errors.CheckpointError, match=r"holds the weight sets .*nicheformer.*, not 'niche'"):
+    with pytest.raises(
+        scfm.errors.CheckpointError, match=r"'niche' does not exist; .* holds the weight sets .*nicheformer"
+    ):
         scfm.models.load(folder, checkpoint="niche")
     with pytest.raises(scfm.errors.CheckpointError, match="one weight set"):
         scfm.models.load(case("nicheformer") / "checkpoint_hf", checkpoint="niche")

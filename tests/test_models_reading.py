@@ -130,7 +130,7 @@ def test_any_stored_precision_becomes_float32(folder, dtype):
     assert model.dtype == torch.float32
     table = model.embed_genes(kind="input")
     assert np.isfinite(table.vectors).all()
-    stored = state[table_of(state)].to(dtype).float()[getattr(model.tokenizer, "rows", ...)]
+    stored = state[table_of(state)].to(dtype).float().numpy()[getattr(model.tokenizer, "rows", ...)]
     np.testing.assert_array_equal(model.transformer.terms["gene"].table.detach(), stored)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from scfm.errors import CheckpointError
 from scfm.models._card import ModelCard
 from scfm.models._keys import Key, check_copies, fill
 from scfm.models._model import FoundationModel
@@ -83,3 +84,30 @@ def assemble(reading: Reading) -> FoundationModel:
     check_copies(reading.state, reading.copies, reading.source)
     model, dropped = fill(reading.config, reading.state, reading.keys, reading.ignored, reading.source)
     return FoundationModel(model, reading.tokenizer, reading.card, dict(reading.labels), dropped)
+
+
+def pick(names: Sequence[str], checkpoint: str | None, among: Sequence[str], folder: Path) -> str:
+    """The weight set that is meant.
+
+    Parameters
+    ----------
+    names
+        Of all weight sets in a folder.
+    checkpoint
+        The one that the user asked for.
+    among
+        Where the user asked for none: those that may be meant.
+    folder
+        For errors.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such weight set, or several may be meant.
+    """
+    there = f"{folder} holds the weight sets {', '.join(names) or '(none)'}"
+    if checkpoint is not None and checkpoint not in names:
+        raise CheckpointError(f"checkpoint={checkpoint!r} does not exist; {there}")
+    if checkpoint is None and len(among) != 1:
+        raise CheckpointError(f"{there}; pass one of them as checkpoint=")
+    return among[0] if checkpoint is None else checkpoint

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scfm.errors import CheckpointError
 from scfm.models._card import ModelCard
-from scfm.models._family import Family, Reading, assemble
+from scfm.models._family import Family, Reading, assemble, pick
 from scfm.models._keys import Key
 from scfm.models._model import FoundationModel
 from scfm.models._reading import (
@@ -230,13 +230,7 @@ def _lightning(path: Path, checkpoint: str | None) -> Found:
         )
     settings = {name: dict(data["hyper_parameters"]) for name, data in opened.items()}
     pretrained = [name for name in opened if "nheads" in settings[name]]
-    candidates = [checkpoint] if checkpoint is not None else pretrained or [*opened]
-    if len(candidates) != 1 or candidates[0] not in opened:
-        raise CheckpointError(
-            f"{path} holds the weight sets {', '.join(opened) or '(none)'}; pass one of them as checkpoint="
-            + (f", not {checkpoint!r}" if checkpoint is not None else "")
-        )
-    name = candidates[0]
+    name = pick([*opened], checkpoint, pretrained or [*opened], path)
     state = {key: tensor.clone() for key, tensor in as_state(opened[name]["state_dict"], files[name]).items()}
     task = settings[name] if "linear_head.weight" in state else {}
     about = settings[name] if name in pretrained or len(pretrained) != 1 else settings[pretrained[0]]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scfm.errors import CheckpointError
 from scfm.models._card import ModelCard
-from scfm.models._family import Family, Reading, assemble
+from scfm.models._family import Family, Reading, assemble, pick
 from scfm.models._keys import Key
 from scfm.models._model import FoundationModel
 from scfm.models._reading import as_state, read_json, read_tensors
@@ -173,13 +173,7 @@ def _candidates(folder: Path) -> dict[str, Path]:
 
 def _weights(folder: Path, checkpoint: str | None) -> Path:
     files = _candidates(folder)
-    names = [*files] if checkpoint is None else [checkpoint]
-    if len(names) != 1 or names[0] not in files:
-        raise CheckpointError(
-            f"{folder} holds the weight sets {', '.join(files) or '(none)'}; pass one of them as checkpoint="
-            + (f", not {checkpoint!r}" if checkpoint is not None else "")
-        )
-    return files[names[0]]
+    return files[pick([*files], checkpoint, [*files], folder)]
 
 
 def _settings(path: Path, folder: Path) -> dict[str, Any]:
