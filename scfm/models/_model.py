@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scfm.errors import ConfigError, GeneMatchError
+from scfm.errors import ConfigError
 from scfm.genes import GeneVocabulary
 from scfm.models._card import ModelCard
-from scfm.models._classes import Classes, name_classes
 from scfm.models._device import resolve_device, resolve_dtype
 from scfm.models._gene_vectors import GeneSums, GeneVectors
 from scfm.models._generation import ask, fill_up, same_for_all
+from scfm.models._head import Head, Heads, gene_ids, token_index
 from scfm.models._keys import Key, fill
 from scfm.models._reading import as_state, read_json, read_settings, read_tensors
 from scfm.models._run import Budget, run, to_numpy
@@ -107,7 +107,7 @@ class FoundationModel:
     @property
     def heads(self) -> dict[str, Head]:
         """The outputs by name, each callable on tokens; an unknown name is a `ConfigError`."""
-        return _Heads({name: Head(self, name) for name in self.transformer.heads})
+        return Heads({name: Head(self, name) for name in self.transformer.heads})
 
     def to(
         self,
@@ -173,8 +173,8 @@ class FoundationModel:
             return kept if states.final is None else {**kept, -1: states.final}
 
         out: dict[int, NDArray[np.float32]] = {}
-        for cells, _part, states in self._run(tokens, compute):
-            at = _token_index(tokens, cells)
+        for cells, _part, states in self.over_batches(tokens, compute):
+            at = token_index(tokens, cells)
             for k, x in states.items():
                 if k not in out:
                     out[k] = np.full((tokens.n_tokens, x.shape[-1]), np.nan, dtype=np.float32)
@@ -236,7 +236,7 @@ class FoundationModel:
         has_genes = np.asarray(tokens.per_cell["n_detected"]) > 0 if "n_detected" in tokens.per_cell else None
         kept = tokens if has_genes is None or has_genes.all() else tokens[has_genes]
         rows = np.arange(len(tokens)) if has_genes is None else np.flatnonzero(has_genes)
-        for cells, part, (vectors, hidden) in self._run(self._padded(kept, pooling), compute, budget):
+        for cells, part, (vectors, hidden) in self.over_batches(self.padded(kept, pooling), compute, budget):
             if out is None:
                 out = np.full((len(tokens), vectors.shape[-1]), np.nan, dtype=np.float32)
             out[rows[cells]] = to_numpy(vectors)
@@ -290,7 +290,7 @@ class FoundationModel:
         if tokens is None:
             raise ConfigError("contextual gene vectors are averages over cells: pass tokens, or kind='input'")
         sums = GeneSums(len(self.vocabulary), self.state_width(hidden_layer))
-        for _cells, part, hidden in self._run(tokens, lambda b: self.transformer.state(b, hidden_layer)):
+        for _cells, part, hidden in self.over_batches(tokens, lambda b: self.transformer.state(b, hidden_layer)):
             sums.add(part, hidden)
         return sums.finish()
 
@@ -355,12 +355,12 @@ class FoundationModel:
             answers[np.asarray(tokens.per_cell["n_detected"]) == 0] = np.nan
         return answers
 
-    def _padded(self, tokens: Tokens, pooling: str | None) -> Tokens:
+    def padded(self, tokens: Tokens, pooling: str | None) -> Tokens:
         """The tokens, filled up where a read-out counts padding."""
         length, token = self.transformer.readout(pooling).padded_to, self.config.query_only_spec.padding
         return tokens if not length or token is None else fill_up(tokens, token, length)
 
-    def _run(self, tokens: Tokens, function: Any, budget: Budget | None = None) -> Iterator[Any]:
+    def over_batches(self, tokens: Tokens, function: Any, budget: Budget | None = None) -> Iterator[Any]:
         """`run` with what this model reads, after a look whether the tokens are of its making."""
         rows = len(self.vocabulary)
         if tokens.n_tokens and not 0 <= int(tokens.ids.min()) <= int(tokens.ids.max()) < rows:
@@ -400,104 +400,6 @@ class FoundationModel:
         return cls(transformer, Tokenizer.load(folder), ModelCard.from_dict(about["card"]), about["labels"])
 
 
-@dataclass(frozen=True)
-class Head:
-    """One output of a model, callable on tokens."""
-
-    model: FoundationModel
-    name: str
-
-    @property
-    def labels(self) -> Sequence[str] | None:
-        """Names of its outputs, where they are known."""
-        forms = [name for name, _bias in self.model.config.head_specs[self.name].outputs]
-        return self.model.labels.get(self.name) or forms or None
-
-    def __call__(
-        self, tokens: Tokens, cells: NDArray[np.float32] | None = None, genes: Sequence[str] | None = None
-    ) -> NDArray[np.float32]:
-        """The output for every token (T, k) or every cell (n, k).
-
-        Parameters
-        ----------
-        tokens
-            Of the model's tokenizer.
-        cells
-            (n, d) cell vectors, for a head on pairs of cell and gene; None: from its own read-out.
-        genes
-            Names or symbols of g genes that a head on pairs is asked for in every cell, whether or not they are among
-            its tokens; the output is then (n, g, k).
-
-        Raises
-        ------
-        ConfigError
-            If there are no tokens, or a head that reads no genes is asked for some.
-        GeneMatchError
-            If a gene is not in the vocabulary.
-        """
-        spec = self.model.config.head_specs[self.name]
-        if genes is not None and spec.feed != "pairs":
-            raise ConfigError(f"the head {self.name!r} does not read genes; leave out genes=")
-        per_cell = spec.per_cell or genes is not None
-        asked = (
-            None if genes is None else torch.tensor(gene_ids(self.model.vocabulary, genes), device=self.model.device)
-        )
-        if spec.per_cell:
-            tokens = self.model._padded(tokens, spec.readout)
-        if cells is not None:
-            tokens = replace(tokens, per_cell={**tokens.per_cell, "cells": np.asarray(cells, dtype=np.float32)})
-
-        def compute(batch: PackedBatch) -> Tensor:
-            return self.model.transformer.head(self.name, batch, batch.per_cell.get("cells"), asked)
-
-        out: NDArray[np.float32] | None = None
-        for rows, _part, result in self.model._run(tokens, compute):
-            if out is None:
-                n = len(tokens) if per_cell else tokens.n_tokens
-                out = np.full((n, *result.shape[1:]), np.nan, dtype=np.float32)
-            out[rows if per_cell else _token_index(tokens, rows)] = to_numpy(result)
-        if out is None:
-            raise ConfigError("there are no tokens to apply a head to")
-        if asked is not None and "n_detected" in tokens.per_cell:
-            out[np.asarray(tokens.per_cell["n_detected"]) == 0] = np.nan
-        return out
-
-    def classify(self, tokens: Tokens, threshold: float = 0.0, unassigned: str = "Unassigned") -> Classes:
-        """Names of the likeliest classes, for heads whose outputs have names.
-
-        Parameters
-        ----------
-        tokens
-            Of the model's tokenizer.
-        threshold
-            Cells whose largest probability is below it belong to none of the classes, nor do cells without a gene token.
-        unassigned
-            What these cells are called.
-
-        Raises
-        ------
-        ConfigError
-            If the names are not known.
-        """
-        if self.labels is None:
-            raise ConfigError(
-                f"the names of the outputs of {self.name!r} are not known: the checkpoint's folder holds none. Call the head "
-                "for the bare numbers"
-            )
-        outputs = self(tokens)
-        spec = self.model.config.head_specs[self.name]
-        if spec.per_cell and "n_detected" in tokens.per_cell:
-            outputs[np.asarray(tokens.per_cell["n_detected"]) == 0] = np.nan
-        if spec.transform == "softmax":
-            outputs = np.log(outputs)
-        return name_classes(outputs, self.labels, threshold, unassigned)
-
-
-class _Heads(dict[str, Head]):
-    def __missing__(self, name: str) -> Head:
-        raise ConfigError(f"this checkpoint has no head {name!r}; it has {', '.join(self) or 'none'}")
-
-
 def with_genes(model: FoundationModel, tokenizer: Tokenizer, table: Tensor) -> FoundationModel:
     """The same network on other genes.
 
@@ -530,24 +432,3 @@ def with_genes(model: FoundationModel, tokenizer: Tokenizer, table: Tensor) -> F
     state = {**model.transformer.state_dict(), "terms.gene.table": table.to(model.device, model.dtype)}
     transformer.load_state_dict(state, strict=True, assign=True)
     return replace(model, transformer=transformer, tokenizer=tokenizer)
-
-
-def _token_index(tokens: Tokens, cells: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(T',) places on the packed axis of the tokens of some cells."""
-    return np.concatenate([np.arange(tokens.offsets[c], tokens.offsets[c + 1]) for c in cells])
-
-
-def gene_ids(vocabulary: GeneVocabulary, genes: Sequence[str]) -> list[int]:
-    """Vocabulary ids of genes by name or symbol.
-
-    Raises
-    ------
-    GeneMatchError
-        If a gene is not in the vocabulary.
-    """
-    by_symbol = {s: i for i, s in enumerate(vocabulary.symbols or ()) if s}
-    found = [vocabulary.index.get(g, by_symbol.get(g)) for g in genes]
-    unknown = [g for g, i in zip(genes, found, strict=True) if i is None]
-    if unknown:
-        raise GeneMatchError(f"{len(unknown)} genes are not in the vocabulary: {', '.join(unknown[:5])}")
-    return [i for i in found if i is not None]

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import anndata
-from numpy.typing import NDArray
 from torch import Tensor
 
 from scfm.errors import CheckpointError
@@ -20,14 +18,11 @@ from scfm.models._model import FoundationModel
 from scfm.models._reading import (
     as_state,
     is_json_with,
-    kind_of,
     mentions,
-    read_array,
-    read_json,
     read_settings,
     read_tensors,
 )
-from scfm.tokenizers import RankValueTokenizer, families
+from scfm.models.families._nicheformer_genes import PUBLISHED_TOKENS, tokenizer_near
 from scfm.transformer import (
     CellTransformerConfig,
     HeadSpec,
@@ -44,7 +39,6 @@ EPS = 1e-12
 N_CONTEXT = 3
 PADDING = 1
 """The weights' own numbering, in which 0 masks a gene; the hub's ``vocab.json`` has the two names swapped."""
-PUBLISHED_TOKENS = 20_340
 PUBLISHED_HEADS = {(512, 12): 16}
 """Attention heads by width and depth, for files that do not tell them."""
 AS_TRAINED = {"autoregressive": False, "learnable_pe": True, "specie": True, "assay": True, "modality": True}
@@ -71,7 +65,6 @@ IGNORED = {
     r"backbone\.pooler_head\..*": "never trained and never used",
     OUTER_POOLER: "never trained and never used",
 }
-TECHNOLOGIES = ("dissociated", "merfish", "cosmx", "xenium")
 OPTIONS = ("species", "assay", "modality")
 SPECIES = "human, mouse"
 
@@ -177,7 +170,7 @@ def read(path: Path, checkpoint: str | None = None) -> FoundationModel:
             )
     made = config(found)
     n_tokens, length = len(found["classifier_head.weight"]), len(found["positional_embedding.weight"])
-    tokenizer = _tokenizer(path, n_tokens, length)
+    tokenizer = tokenizer_near(path, n_tokens, length)
     if found.task.get("pool") == "cls":
         tokenizer = replace(tokenizer, first=("cls",))
     keys, ignored = list(KEYS), dict(IGNORED)
@@ -235,55 +228,6 @@ def _lightning(path: Path, checkpoint: str | None) -> Found:
     task = settings[name] if "linear_head.weight" in state else {}
     about = settings[name] if name in pretrained or len(pretrained) != 1 else settings[pretrained[0]]
     return Found(state, about, task, name, files[name])
-
-
-def _tokenizer(path: Path, n_tokens: int, length: int) -> RankValueTokenizer:
-    genes, means = _companions(path)
-    if genes is not None and families.NICHEFORMER_GENES_FROM + len(genes) != n_tokens:
-        raise CheckpointError(
-            f"{path}: the list of genes near it has {len(genes):,} genes, which makes "
-            f"{families.NICHEFORMER_GENES_FROM + len(genes):,} tokens, but the weights are for {n_tokens:,}; they are of "
-            "different releases"
-        )
-    if n_tokens == PUBLISHED_TOKENS and not (genes and set(TECHNOLOGIES) <= set(means)):
-        shipped = replace(RankValueTokenizer.published("nicheformer"), max_length=length)
-        if genes is None or shipped.vocabulary.names[-len(genes) :] == tuple(genes):
-            return shipped
-    if genes is None or not set(TECHNOLOGIES) <= set(means):
-        raise CheckpointError(
-            f"{path} is a model of {n_tokens:,} tokens that needs its own genes and technology means: put model.h5ad and "
-            f"{', '.join(f'{name}_mean_script.npy' for name in TECHNOLOGIES)}, which the authors publish in the folder "
-            "data/model_means of their repository theislab/nicheformer, into the folder or into model_means beside it"
-        )
-    return families.nicheformer(genes, means, max_length=length)
-
-
-def _companions(path: Path) -> tuple[list[str] | None, dict[str, NDArray[Any]]]:
-    """Genes in the order of their tokens, and technology means, as far as they lie in or beside a folder."""
-    near = (path, path / "model_means", path.parent / "model_means", path.parent / "data" / "model_means")
-    genes: list[str] | None = None
-    if (path / "vocab.json").is_file():
-        ids = read_json(path / "vocab.json")
-        genes = [str(gene) for gene in sorted(ids, key=ids.__getitem__) if ids[gene] >= families.NICHEFORMER_GENES_FROM]
-    for file in [folder / "model.h5ad" for folder in near if (folder / "model.h5ad").is_file()][:1]:
-        genes = _var_names(file)
-    means = {
-        name: read_array(found[0])
-        for name in TECHNOLOGIES
-        if (
-            found := [
-                folder / f"{name}_mean_script.npy" for folder in near if (folder / f"{name}_mean_script.npy").is_file()
-            ]
-        )
-    }
-    return genes, means
-
-
-def _var_names(path: Path) -> list[str]:
-    try:
-        return [str(name) for name in anndata.read_h5ad(path).var_names]
-    except (OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is {kind_of(path)} that cannot be read ({error}); download it again") from error
 
 
 def _card_of(found: Found, n_tokens: int, length: int) -> ModelCard:
