@@ -259,6 +259,24 @@ def test_uce_unknown_species_is_an_error_that_lists_the_valid_ones(model, specie
         scfm.tl.embed(mouse, model, context={"species": species}, progress=False)
 
 
+def test_uce_averages_several_sentences_of_a_cell(model):
+    adata = anndata.read_h5ad(case("uce") / CELLS["human"])
+    for seed in range(3):
+        scfm.tl.embed(adata, model, seed=seed, key_added=f"s{seed}", progress=False)
+    scfm.tl.embed(adata, model, n_samples=3, key_added="mean", progress=False)
+    each = np.stack([adata.obsm[f"X_s{seed}"] for seed in range(3)])
+    mean = each.mean(axis=0)
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    assert_close(adata.obsm["X_mean"], mean)
+    assert_close(adata.obs["mean_spread"], 1 - (each * mean).sum(axis=-1).mean(axis=0))
+    assert (adata.obs["mean_spread"].dropna() > 0).all()
+    assert "s0_spread" not in adata.obs
+    scfm.tl.embed(adata, model, key_added="mean", progress=False)
+    assert "mean_spread" not in adata.obs
+    with pytest.raises(scfm.errors.ConfigError, match="at least one sample"):
+        scfm.tl.embed(adata, model, n_samples=0, progress=False)
+
+
 def test_uce_keeps_cells_without_genes_as_nan(model):
     adata = anndata.read_h5ad(case("uce") / CELLS["human"])
     scfm.tl.embed(adata, model, key_added="x", progress=False)

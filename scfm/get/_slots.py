@@ -48,6 +48,11 @@ class Slots:
         return f"{self.key}_n_tokens"
 
     @property
+    def spread(self) -> str:
+        """In ``.obs``: how far the samples of a cell lie apart."""
+        return f"{self.key}_spread"
+
+    @property
     def genes(self) -> str:
         """In ``.varm``: the vectors of the genes."""
         return self.key

@@ -50,6 +50,7 @@ def embed(
     family: str | None = None,
     revision: str | None = None,
     seed: int = 0,
+    n_samples: int = 1,
     copy: bool = False,
     dry_run: bool = False,
     progress: bool = True,
@@ -96,6 +97,8 @@ def embed(
         See `scfm.models.load`.
     seed
         Key of everything random in the tokenizer.
+    n_samples
+        For tokenizers that draw at random: draw every cell so often, with the seeds from ``seed`` on, and take the mean.
     copy
         Return a copy instead of writing into ``adata``.
     dry_run
@@ -108,7 +111,8 @@ def embed(
     None, the copy, or with ``dry_run`` a `DryRun`. Written:
 
     - ``.obsm["X_<key>"]`` (n_obs, d) float32, NaN for cells without a gene of the model;
-    - ``.obs["<key>_n_tokens"]`` tokens per cell;
+    - ``.obs["<key>_n_tokens"]`` tokens per cell; with ``n_samples`` also ``.obs["<key>_spread"]``, the mean cosine
+      distance of a cell's samples to their mean;
     - ``.varm["<key>"]`` (n_vars, d) float32, NaN for genes outside the model; with ``groupby``
       ``.varm["<key>_groups"]`` (n_vars, groups, d) and ``.varm["<key>_n_cells"]`` (n_vars, groups);
     - ``.uns["scfm"]["<key>"]`` what was found and done (`scfm.get.report`).
@@ -127,6 +131,8 @@ def embed(
     True
     """
     _check_target(adata, copy=copy)
+    if n_samples < 1:
+        raise ConfigError(f"n_samples={n_samples}; every cell needs at least one sample")
     loaded = model if isinstance(model, models.FoundationModel) else models.load(model, family, revision, checkpoint)
     loaded = loaded.for_context(context).to(device, dtype, attn_implementation)
     key = key_of(key_added or loaded.card.name)
@@ -143,6 +149,7 @@ def embed(
         match=match,
         context=facts_of_cells,
         seed=seed,
+        n_samples=n_samples,
         pooling=pooling,
         hidden_layer=hidden_layer,
         batch_tokens=batch_tokens,
@@ -222,6 +229,7 @@ def _facts(
             "gene_matching": match.report.policy,
             "gene_embeddings": kind,
             "seed": job.seed,
+            "n_samples": job.n_samples,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "attn_implementation": str(model.config._attn_implementation).removeprefix("packed_"),
@@ -313,6 +321,10 @@ def _write(
     runs = {**adata.uns.get(UNS, {}), key: plain(facts)}
     adata.obsm[slots.cells] = result.cells
     adata.obs[slots.n_tokens] = result.per_cell["n_tokens"]
+    if facts["parameters"]["n_samples"] > 1:
+        adata.obs[slots.spread] = result.per_cell["spread"]
+    elif slots.spread in adata.obs:
+        del adata.obs[slots.spread]
     for name in slots.of_genes:
         if name in in_varm:
             adata.varm[name] = in_varm[name]
