@@ -9,9 +9,11 @@ same weights, up to the last bit of their half precision.
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from scfm import genes
 from scfm.genes import GeneVocabulary
 from scfm.models import FoundationModel, ModelCard
+from scfm.models._model import MODEL_FILE
 from scfm.tokenizers import BagTokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -79,28 +82,46 @@ def vocabulary() -> GeneVocabulary:
     )
 
 
-def corpus(data: Path, names: GeneVocabulary) -> dict[str, tuple[Cells, Mapping[str, str]]]:
-    """Human files whose source states a licence or a publication, with what it states."""
+def corpus(
+    data: Path, names: GeneVocabulary, species: Sequence[str] = ("human",)
+) -> dict[str, tuple[Cells, Mapping[str, str]]]:
+    """Files of some species whose source states a licence or a publication, with what it states."""
     import anndata
 
     found = {}
     for path in sorted((data / "corpus").glob("*.h5ad")):
         backed = anndata.read_h5ad(path, backed="r")
-        species, source = str(backed.obs["species"].iloc[0]), dict(backed.uns["source"])
+        its_species, source = str(backed.obs["species"].iloc[0]), dict(backed.uns["source"])
         backed.file.close()
         stated = [k for k in ("licence", "publication") if "not stated" not in str(source[k])[:25]]
-        if species == "human" and stated:
-            found[path.stem] = read(path, names)[0], source
+        if its_species in species and stated:
+            found[path.stem] = read(path, names, species=its_species)[0], source
     return found
 
 
 def fit(sets: Sequence[Cells], recipe: Recipe) -> NDArray[np.float64]:
-    """Vectors of the genes.
+    """Vectors (V, n_axes) of the genes, without the direction of the mean cell, at a median length of 1 for a cell.
+
+    A cell's vector then needs no centre: it is a weighted sum over the genes that the cell expresses.
+    """
+    vectors, center = project(sets, recipe)
+    vectors = without(vectors, center)
+    lengths = [np.linalg.norm(_values(cells, recipe) @ vectors, axis=1) for cells in sets]
+    return vectors / np.median(np.concatenate(lengths))
+
+
+def without(vectors: NDArray[np.float64], center: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Gene vectors (V, d) less their part along the vector of one cell with the values ``center`` (V,)."""
+    middle = center @ vectors
+    return vectors - np.outer(vectors @ middle, middle) / (middle @ middle)
+
+
+def project(sets: Sequence[Cells], recipe: Recipe) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Vectors of the genes, and the mean cell.
 
     Each file is centred by its own mean, each gene divided by a power of its standard deviation within the files that
     measured it; of the stack the truncated singular value decomposition, every axis divided by a power of its singular
-    value. The direction of the mean cell (mean of the file means) is removed from the vectors, so that a cell's vector
-    needs no centre: it is a weighted sum over the genes the cell expresses.
+    value.
 
     Parameters
     ----------
@@ -111,7 +132,7 @@ def fit(sets: Sequence[Cells], recipe: Recipe) -> NDArray[np.float64]:
 
     Returns
     -------
-    (V, n_axes); zero for genes that too few files measured or no cell expresses.
+    (V, n_axes), zero for genes that too few files measured or no cell expresses, and (V,) the mean of the file means.
     """
     values = [_values(cells, recipe) for cells in sets]
     measured = np.stack([cells.measured for cells in sets])
@@ -133,15 +154,12 @@ def fit(sets: Sequence[Cells], recipe: Recipe) -> NDArray[np.float64]:
         stack[at : at + len(part)] = part.clip(-recipe.clip, recipe.clip)
         at += len(part)
     singular, axes = _truncated_svd(stack, recipe.n_axes, recipe.seed)
-    vectors = axes * weight[:, None] / singular**recipe.whitening
 
-    center = (means * measured).sum(axis=0) / measured.sum(axis=0)
-    middle = center @ vectors
-    vectors -= np.outer(vectors @ middle, middle) / (middle @ middle)
-    vectors /= np.median(np.concatenate([np.linalg.norm(x[:, kept] @ vectors, axis=1) for x in values]))
-    table = np.zeros((sets[0].counts.shape[1], recipe.n_axes))
-    table[kept] = vectors
-    return table
+    n_genes = sets[0].counts.shape[1]
+    vectors, center = np.zeros((n_genes, recipe.n_axes)), np.zeros(n_genes)
+    vectors[kept] = axes * weight[:, None] / singular**recipe.whitening
+    center[kept] = (means * measured).sum(axis=0) / measured.sum(axis=0)
+    return vectors, center
 
 
 def _values(cells: Cells, recipe: Recipe) -> sp.csr_matrix:
@@ -209,6 +227,14 @@ def card(sets: Mapping[str, tuple[Cells, Mapping[str, str]]], table: NDArray[np.
     )
 
 
+def with_checksums(folder: Path) -> None:
+    """Let the card name the SHA-256 of the weights and the vocabulary."""
+    about = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+    files = ("model.safetensors", "vocabulary.json")
+    about["card"]["checksums"] = {name: sha256((folder / name).read_bytes()).hexdigest() for name in files}
+    (folder / MODEL_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
 def pin(folder: Path, file: Path) -> None:
     """Store synthetic cells, 20 to 20,000 counts deep, and their vectors, for the test that guards the weights."""
     model = FoundationModel.from_pretrained(folder)
@@ -248,6 +274,7 @@ def main() -> None:
     model = build(table, names, recipe, card(sets, table, recipe))
     model.save_pretrained(args.out)
     (args.out / "model.safetensors").chmod(0o644)
+    with_checksums(args.out)
     if args.out == OUT:
         pin(OUT, PINNED)
     n_genes = model.card.details["genes_with_a_vector"]
