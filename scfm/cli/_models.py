@@ -51,14 +51,17 @@ def card_text(name: str) -> str:
     hub = facts.pop("hub")
     if hub:
         facts["hub"] = "/".join(part for part in hub if part)
-    sums = facts.pop("checksums")
+    sums, sizes = facts.pop("checksums"), facts.pop("files")
     facts["files"] = {
         file: ", ".join(
-            filter(None, (f"{size:,} bytes" if size else "", f"SHA-256 {sums[file]}" if file in sums else ""))
+            filter(
+                None,
+                (f"{sizes[file]:,} bytes" if sizes.get(file) else "", f"SHA-256 {sums[file]}" if file in sums else ""),
+            )
         )
-        for file, size in facts["files"].items()
+        for file in dict.fromkeys((*sizes, *sums))
     }
-    if facts["files"]:
+    if sizes:
         facts["put them into" if not hub else "or put them into"] = short(models.home() / name)
     return "\n".join(_lines(facts))
 
