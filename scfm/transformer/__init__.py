@@ -6,13 +6,23 @@ from scfm.transformer._config import CellTransformerConfig, make_config
 from scfm.transformer._model import CellTransformer, HiddenStates
 from scfm.transformer._packing import PackedBatch, Segments, pack
 from scfm.transformer._readout import read_out
-from scfm.transformer._specs import HeadSpec, MLPSpec, PartSpec, QueryOnlySpec, ReadoutSpec, StackSpec, TermSpec
+from scfm.transformer._specs import (
+    DecoderSpec,
+    HeadSpec,
+    MLPSpec,
+    PartSpec,
+    QueryOnlySpec,
+    ReadoutSpec,
+    StackSpec,
+    TermSpec,
+)
 
 __all__ = [
     "ATTENTION_NAMES",
     "IMPLEMENTATIONS",
     "CellTransformer",
     "CellTransformerConfig",
+    "DecoderSpec",
     "HeadSpec",
     "HiddenStates",
     "MLPSpec",

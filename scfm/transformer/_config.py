@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from scfm.errors import ConfigError
-from scfm.transformer._specs import HeadSpec, MLPSpec, QueryOnlySpec, ReadoutSpec, StackSpec, TermSpec
+from scfm.transformer._specs import DecoderSpec, HeadSpec, MLPSpec, QueryOnlySpec, ReadoutSpec, StackSpec, TermSpec
 
 PASSED_THROUGH = frozenset(
     {
@@ -48,6 +48,8 @@ class CellTransformerConfig(PreTrainedConfig):
         `QueryOnlySpec` of tokens that are no keys; None: the model was not trained with such tokens.
     output
         `MLPSpec` between the last layer and the read-out.
+    decoder
+        `DecoderSpec` of a second stack over every gene; None: there is none.
     heads, readouts
         By name; ``readout`` names the default, ``hidden_layer`` the layer it reads
         (negative: from the last).
@@ -66,6 +68,7 @@ class CellTransformerConfig(PreTrainedConfig):
     domain_channel: str = "domain"
     query_only: dict[str, Any] | None = None
     output: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
     heads: dict[str, Any] | None = None
     readouts: dict[str, Any] | None = None
     readout: str = "mean"
@@ -118,6 +121,11 @@ class CellTransformerConfig(PreTrainedConfig):
         """The map between the last layer and the read-out."""
         return None if self.output is None else MLPSpec.build(self.output)
 
+    @property
+    def decoder_spec(self) -> DecoderSpec | None:
+        """The second stack."""
+        return None if self.decoder is None else DecoderSpec.build(self.decoder)
+
 
 def make_config(
     *,
@@ -126,6 +134,7 @@ def make_config(
     readouts: Mapping[str, ReadoutSpec],
     heads: Mapping[str, HeadSpec] | None = None,
     output: MLPSpec | None = None,
+    decoder: DecoderSpec | None = None,
     **settings: Any,
 ) -> CellTransformerConfig:
     """A `CellTransformerConfig` from its parts.
@@ -147,5 +156,6 @@ def make_config(
         readouts={k: r.to_dict() for k, r in readouts.items()},
         heads={k: h.to_dict() for k, h in (heads or {}).items()},
         output=None if output is None else output.to_dict(),
+        decoder=None if decoder is None else decoder.to_dict(),
         **settings,
     )

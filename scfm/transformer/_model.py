@@ -15,6 +15,8 @@ from transformers import initialization as init
 from scfm.errors import ConfigError
 from scfm.transformer._attention import choose
 from scfm.transformer._config import CellTransformerConfig
+from scfm.transformer._decoder import Decoder, every_gene, keys_only
+from scfm.transformer._heads import Head
 from scfm.transformer._layers import MLP, Block, BranchEnd, Route, Stack, Term
 from scfm.transformer._packing import PackedBatch
 from scfm.transformer._readout import read_out, wanted_rows
@@ -35,56 +37,6 @@ class HiddenStates:
 
     layers: dict[int, Tensor]
     final: Tensor | None
-
-
-class Head(nn.Module):
-    """One named output; see `HeadSpec`."""
-
-    def __init__(self, spec: HeadSpec, rows: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.mlp = MLP(spec.mlp)
-        self.token_mlp = None if spec.token_mlp is None else MLP(spec.token_mlp)
-        self.joint = None if spec.joint is None else MLP(spec.joint)
-        if spec.feed == "tied":
-            self.bias = nn.Parameter(torch.zeros(rows))
-        self.forms = nn.ModuleDict(
-            {name: nn.Linear(spec.mlp.widths[-1], spec.cell_width, bias=bias) for name, bias in spec.outputs}
-        )
-
-    def forward(self, x: Tensor, *, table: Tensor | None = None, cells: Tensor | None = None) -> Tensor:
-        """Outputs of (m, d) states or vectors.
-
-        Parameters
-        ----------
-        x
-            (m, d) hidden states, cell vectors, or gene vectors (``pairs``); for ``positions`` whole cells, end to end.
-        table
-            (V, d) gene table, for a tied head.
-        cells
-            (m, cell_width) the cell vector of each gene, for ``pairs``.
-
-        Returns
-        -------
-        (m, outputs); for ``pairs`` (m, number of forms) or the outputs of the joint map; for ``positions`` (cells, outputs).
-        """
-        if self.token_mlp is not None:
-            x = self.token_mlp(x).reshape(-1, self.spec.mlp.widths[0])
-        out = self.mlp(x)
-        if self.spec.feed == "tied":
-            if table is None:
-                raise ConfigError("a tied head needs the gene table")
-            out = F.linear(out, table, self.bias)
-        elif self.spec.feed == "pairs":
-            if cells is None:
-                raise ConfigError("a head on pairs needs the cell vector of each gene")
-            if self.joint is not None:
-                out = self.joint(torch.cat((out, cells) if self.spec.gene_first else (cells, out), dim=-1))
-            else:
-                out = torch.stack([(form(out) * cells).sum(-1) for form in self.forms.values()], dim=-1)
-        if self.spec.transform == "softmax":
-            return out.softmax(-1)
-        return out.sigmoid() if self.spec.transform == "sigmoid" else out
 
 
 class CellTransformer(PreTrainedModel):
@@ -124,6 +76,13 @@ class CellTransformer(PreTrainedModel):
         self.encoder = Stack(stack)
         output = config.output_spec
         self.output = None if output is None else MLP(output)
+        decoder = config.decoder_spec
+        absent = {"gene", decoder.value} - set(self.terms) if decoder is not None else set()
+        if absent:
+            raise ConfigError(
+                f"the decoder reads the input terms gene and {decoder.value}, but there is no {', '.join(absent)}"
+            )
+        self.decoder = None if decoder is None else Decoder(decoder, stack.width)
         rows = config.term_specs["gene"].rows if "gene" in config.term_specs else 0
         self.heads = nn.ModuleDict({name: Head(spec, rows) for name, spec in config.head_specs.items()})
         self._chosen: dict[tuple[str | None, torch.device, torch.dtype], str] = {}
@@ -247,17 +206,50 @@ class CellTransformer(PreTrainedModel):
             raise ConfigError("the encoder returned no final state")
         return final
 
+    def decode(self, batch: PackedBatch, states: Tensor | None = None) -> Tensor:
+        """States of every gene of every cell after the second stack.
+
+        Query-only tokens are masked genes: the encoder does not see them, and the second stack not their values.
+
+        Parameters
+        ----------
+        batch
+            Packed cells.
+        states
+            (keys, width) final states of the encoder; None: computed.
+
+        Returns
+        -------
+        (n, rows, width of the second stack)
+
+        Raises
+        ------
+        ConfigError
+            If the model has no second stack.
+        """
+        if self.decoder is None:
+            raise ConfigError("this model has no decoder, so only the genes that are tokens of a cell have a state")
+        states = self(keys_only(batch)) if states is None else states
+        spec = self.decoder.spec
+        gene, value = self.terms["gene"], self.terms[spec.value]
+        x = every_gene(batch, states, gene, value, spec.rows)  # type: ignore[arg-type]
+        out: Tensor = self.decoder(x, self._attention(batch))
+        return out
+
     def finish(self, x: Tensor) -> Tensor:
         """Final norms and output map."""
         x = self.encoder.finish(x)
         return x if self.output is None else self.output(x)
 
-    def _route(self, batch: PackedBatch) -> Route:
+    def _attention(self, batch: PackedBatch) -> str:
         wanted = (self.config._attn_implementation, batch.device, next(self.parameters()).dtype)
         if wanted not in self._chosen:
             self._chosen[wanted] = choose(*wanted)
+        return self._chosen[wanted]
+
+    def _route(self, batch: PackedBatch) -> Route:
         query_only = self.config.query_only_spec
-        return Route(batch, self._chosen[wanted], sees_itself=query_only.sees_itself, projected=query_only.projected)
+        return Route(batch, self._attention(batch), sees_itself=query_only.sees_itself, projected=query_only.projected)
 
     def layer_number(self, hidden_layer: int | None) -> int | None:
         """The layer that a read-out reads: its number, or None for the final state.
@@ -338,12 +330,13 @@ class CellTransformer(PreTrainedModel):
         cells
             (n, d) cell vectors that a head on cells or pairs reads; None: its own read-out.
         genes
-            (g,) ids of genes that a head on pairs is asked for in every cell; None: the tokens of each cell.
+            (g,) ids of genes that a head on pairs or genes is asked for in every cell; None: the tokens of each cell,
+            or all rows of the decoder.
 
         Returns
         -------
-        (T, outputs) for heads on tokens and pairs, (n, g, outputs) with ``genes``, (n, outputs) for heads on cells and
-        positions.
+        (T, outputs) for heads on tokens and pairs, (n, g, outputs) for heads on genes and with ``genes``, (n, outputs)
+        for heads on cells and positions.
         """
         if name not in self.heads:
             raise ConfigError(f"this checkpoint has no head {name!r}; it has {', '.join(self.heads) or 'none'}")
@@ -353,6 +346,9 @@ class CellTransformer(PreTrainedModel):
             table = self.terms["gene"].table if spec.feed == "tied" else None
             x = torch.cat([self.state(batch, -1), *(v[batch.segments.cell] for v in self._context(batch, spec))], -1)
             return head(x, table=table)
+        if spec.feed == "genes":
+            states = self.decode(batch)
+            return head(states if genes is None else states[:, genes])
         if spec.token_mlp is not None:
             positions = spec.mlp.widths[0] // spec.token_mlp.widths[-1]
             if (batch.segments.lengths != positions).any():

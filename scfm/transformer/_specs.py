@@ -193,6 +193,34 @@ class StackSpec(Spec):
 
 
 @dataclass(frozen=True)
+class DecoderSpec(Spec):
+    """A second stack that reads every gene of a cell, expressed or not.
+
+    A gene that is a token of the cell enters as the encoder's final state of it, any other as a value term of 0; the
+    input term ``gene`` is added to all, and a linear map brings them to the stack's own width.
+
+    Parameters
+    ----------
+    stack
+        Its blocks.
+    rows
+        Tokens of the vocabulary that it reads in every cell: those with the ids below this.
+    value
+        Name of the input term whose vector of 0 stands for a gene that is no token of the cell.
+    contextual
+        Its states, rather than the encoder's, are what the model says of a gene in a cell.
+    """
+
+    stack: StackSpec
+    rows: int
+    value: str = "value"
+    contextual: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stack", StackSpec.build(self.stack))
+
+
+@dataclass(frozen=True)
 class HeadSpec(Spec):
     """A named output.
 
@@ -202,7 +230,7 @@ class HeadSpec(Spec):
         What it reads. ``tokens``: each token's hidden state; ``cells``: each cell's vector, made by
         ``readout``; ``tied``: tokens, times the transposed table of the input term ``gene``, plus a
         bias; ``pairs``: a gene vector and a cell vector, as an inner product; ``positions``: each token's
-        state through ``token_mlp``, then all of a cell side by side.
+        state through ``token_mlp``, then all of a cell side by side; ``genes``: the decoder's state of every gene.
     mlp
         The map (of the gene vector for ``pairs``; for ``positions`` its input width says how many tokens a cell has).
     readout
@@ -226,7 +254,7 @@ class HeadSpec(Spec):
         The gene vector stands before the cell vector in ``joint``.
     """
 
-    feed: Literal["tokens", "cells", "tied", "pairs", "positions"]
+    feed: Literal["tokens", "cells", "tied", "pairs", "positions", "genes"]
     mlp: MLPSpec
     readout: str | None = None
     outputs: tuple[tuple[str, bool], ...] = ()
@@ -239,7 +267,7 @@ class HeadSpec(Spec):
     gene_first: bool = False
 
     def __post_init__(self) -> None:
-        self._one_of("feed", ("tokens", "cells", "tied", "pairs", "positions"))
+        self._one_of("feed", ("tokens", "cells", "tied", "pairs", "positions", "genes"))
         self._one_of("transform", ("none", "sigmoid", "softmax"))
         object.__setattr__(self, "mlp", MLPSpec.build(self.mlp))
         object.__setattr__(self, "context", tuple(self.context))
@@ -257,7 +285,7 @@ class HeadSpec(Spec):
     @property
     def per_cell(self) -> bool:
         """Whether the output is one row per cell rather than per token."""
-        return self.feed in ("cells", "positions")
+        return self.feed in ("cells", "positions", "genes")
 
 
 @dataclass(frozen=True)
