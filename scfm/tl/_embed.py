@@ -21,6 +21,7 @@ from scfm.get._slots import UNS, Slots, key_of, plain
 from scfm.models._dask import embed_dask
 from scfm.models._stream import BLOCK_ROWS, Embedding, Job, embed_blocks
 from scfm.tl._dry_run import DryRun, dry_run_report
+from scfm.tl._gene_slots import columns_of_var, coverage, gene_arrays, groups_of
 from scfm.tokenizers import from_obs
 from scfm.tokenizers._context import resolve_context
 
@@ -141,7 +142,7 @@ def embed(
     source = counts.find(adata, layer=layer, use_raw=use_raw)
     match = genes.match(source.var, loaded.vocabulary, gene_key=gene_key, policy=gene_matching, orthologues=orthologues)
     kind = _gene_kind(gene_embeddings, loaded)
-    groups, names = _groups(adata, groupby, kind)
+    groups, names = groups_of(adata, groupby, kind)
     options = loaded.tokenizer.context_options
     facts_of_cells = from_obs(options, context, adata.obs)
     resolve_context(options, facts_of_cells, adata.n_obs)
@@ -166,7 +167,7 @@ def embed(
         )
     facts = _facts(loaded, source, match, job, result, kind)
     _warn(facts, adata, key)
-    in_varm = _gene_arrays(Slots(key), loaded, _columns_of_var(adata, source, match), result, kind, names)
+    in_varm = gene_arrays(Slots(key), loaded, columns_of_var(adata, source, match), result, kind, names)
     target = adata.copy() if copy else adata
     _write(target, key, result, in_varm, {**facts, "groups": names} if names else facts)
     return target if copy else None
@@ -196,19 +197,6 @@ def _gene_kind(asked: str | None, model: models.FoundationModel) -> str | None:
     return ("contextual" if has_layers else "input") if asked == "auto" else asked
 
 
-def _groups(adata: AnnData, groupby: str | None, kind: str | None) -> tuple[NDArray[np.int64] | None, list[str]]:
-    if groupby is None:
-        return None, []
-    if kind != "contextual":
-        raise ConfigError("groupby= needs contextual gene embeddings; this model or call gives none")
-    if groupby not in adata.obs:
-        raise ConfigError(f"groupby={groupby!r} is not a column of obs; there are {', '.join(adata.obs.columns[:10])}")
-    column = adata.obs[groupby].astype("category").cat
-    codes = np.asarray(column.codes, dtype=np.int64)
-    # cells without a label are a group without a name: they count for the mean over all cells
-    return np.where(codes < 0, len(column.categories), codes), [str(c) for c in column.categories]
-
-
 def _facts(
     model: models.FoundationModel,
     source: counts.CountSource,
@@ -236,7 +224,7 @@ def _facts(
             "context": {k: v if np.ndim(v) == 0 else "one value per cell" for k, v in job.context.items()},
         },
         "counts": source.report.to_dict(),
-        "coverage": _coverage(match.report.with_counts(matched, present)),
+        "coverage": coverage(match.report.with_counts(matched, present)),
         "tokens": {
             "mean": float(per_cell["n_tokens"].mean()) if len(per_cell["n_tokens"]) else 0.0,
             "truncated_cells": int((per_cell["n_dropped"] > 0).sum()),
@@ -244,13 +232,6 @@ def _facts(
         },
         "health": health(result.cells).to_dict(),
     }
-
-
-def _coverage(report: genes.MatchReport) -> dict[str, Any]:
-    """The matching report without gene names as keys, which an h5ad does not keep apart from paths."""
-    twice = [f"{gene}: {', '.join(names)}" for gene, names in report.duplicate_names.items()]
-    shares = {"gene_coverage": report.gene_coverage, "count_coverage": report.count_coverage or 0.0}
-    return {**report.to_dict(), "duplicate_names": twice, **shares}
 
 
 def _warn(facts: dict[str, Any], adata: AnnData, key: str) -> None:
@@ -283,36 +264,6 @@ def _warn(facts: dict[str, Any], adata: AnnData, key: str) -> None:
         )
 
 
-def _gene_arrays(
-    slots: Slots,
-    model: models.FoundationModel,
-    columns: NDArray[np.int64],
-    result: Embedding,
-    kind: str | None,
-    names: list[str],
-) -> dict[str, NDArray[Any]]:
-    """What goes into ``.varm``, by name."""
-    if kind == "input":
-        return {slots.genes: _rows(model.embed_genes(kind="input"), columns)[0]}
-    if result.genes is None:
-        return {}
-    sums = result.genes
-    if not names:
-        return {slots.genes: _rows(sums.finish(), columns)[0]}
-    each = [_rows(sums.finish(group), columns) for group in range(len(names) + 1)]
-    n_cells = np.stack([n for _, n in each], axis=1)
-    total = np.zeros(each[0][0].shape)
-    for vectors, n in each:
-        total += np.nan_to_num(vectors) * n[:, None]
-    with np.errstate(invalid="ignore"):
-        mean = total / n_cells.sum(axis=1, keepdims=True)
-    return {
-        slots.genes: mean.astype(np.float32),
-        slots.groups: np.stack([vectors for vectors, _ in each[:-1]], axis=1),
-        slots.n_cells: n_cells[:, :-1],
-    }
-
-
 def _write(
     adata: AnnData, key: str, result: Embedding, in_varm: dict[str, NDArray[Any]], facts: dict[str, Any]
 ) -> None:
@@ -331,23 +282,3 @@ def _write(
         elif name in adata.varm:
             del adata.varm[name]
     adata.uns[UNS] = runs
-
-
-def _columns_of_var(adata: AnnData, source: counts.CountSource, match: genes.GeneMatch) -> NDArray[np.int64]:
-    """Vocabulary id of each row of ``adata.var``; the counts may have come from ``.raw`` with other genes."""
-    if source.where != "raw":
-        return np.asarray(match.columns, dtype=np.int64)
-    ids = dict(zip(source.var.index, match.columns.tolist(), strict=True))
-    return np.array([ids.get(name, -1) for name in adata.var_names], dtype=np.int64)
-
-
-def _rows(vectors: models.GeneVectors, columns: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Gene vectors (n_vars, d), NaN where there is none, and the number of cells behind each (n_vars,)."""
-    out = np.full((len(columns), vectors.vectors.shape[1]), np.nan, dtype=np.float32)
-    n_cells = np.zeros(len(columns), dtype=np.int64)
-    place = {int(i): row for row, i in enumerate(vectors.ids)}
-    rows = np.array([place.get(int(c), -1) for c in columns])
-    there = (rows >= 0) & (columns >= 0)
-    out[there] = vectors.vectors[rows[there]]
-    n_cells[there] = vectors.n_cells[rows[there]]
-    return out, n_cells
