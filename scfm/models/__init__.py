@@ -3,8 +3,9 @@
 from scfm.models._card import ModelCard
 from scfm.models._gene_vectors import GeneSums, GeneVectors
 from scfm.models._head import Head
-from scfm.models._model import FoundationModel, with_genes
+from scfm.models._model import FoundationModel
 from scfm.models._registry import cards, home, list, load
+from scfm.models._species import with_genes
 from scfm.models.families._uce_genes import add_species
 
 __all__ = [

@@ -47,8 +47,8 @@ class Head:
         cells
             (n, d) cell vectors, for a head on pairs of cell and gene; None: from its own read-out.
         genes
-            Names or symbols of g genes that a head on pairs is asked for in every cell, whether or not they are among
-            its tokens; the output is then (n, g, k).
+            Names or symbols of g genes that a head on pairs or genes is asked for in every cell, whether or not they
+            are among its tokens; the output is then (n, g, k). A head on genes answers for all of them if None.
 
         Raises
         ------
@@ -58,12 +58,10 @@ class Head:
             If a gene is not in the vocabulary.
         """
         spec = self.model.config.head_specs[self.name]
-        if genes is not None and spec.feed != "pairs":
+        if genes is not None and spec.feed not in ("pairs", "genes"):
             raise ConfigError(f"the head {self.name!r} does not read genes; leave out genes=")
         per_cell = spec.per_cell or genes is not None
-        asked = (
-            None if genes is None else torch.tensor(gene_ids(self.model.vocabulary, genes), device=self.model.device)
-        )
+        asked = self._asked(genes)
         if spec.per_cell:
             tokens = self.model.padded(tokens, spec.readout)
         if cells is not None:
@@ -73,7 +71,8 @@ class Head:
             return self.model.transformer.head(self.name, batch, batch.per_cell.get("cells"), asked)
 
         out: NDArray[np.float32] | None = None
-        for rows, _part, result in self.model.over_batches(tokens, compute):
+        extra = self.model.transformer.decoder_rows if spec.feed == "genes" else 0
+        for rows, _part, result in self.model.over_batches(tokens, compute, extra=extra):
             if out is None:
                 n = len(tokens) if per_cell else tokens.n_tokens
                 out = np.full((n, *result.shape[1:]), np.nan, dtype=np.float32)
@@ -83,6 +82,14 @@ class Head:
         if asked is not None and "n_detected" in tokens.per_cell:
             out[np.asarray(tokens.per_cell["n_detected"]) == 0] = np.nan
         return out
+
+    def _asked(self, genes: Sequence[str] | None) -> Tensor | None:
+        """Ids of genes by name; without names all genes where a head has an answer for all."""
+        vocabulary = self.model.vocabulary
+        if genes is not None:
+            return torch.tensor(gene_ids(vocabulary, genes), device=self.model.device)
+        every = self.model.config.head_specs[self.name].feed == "genes"
+        return torch.as_tensor(np.flatnonzero(vocabulary.is_gene)).to(self.model.device) if every else None
 
     def classify(self, tokens: Tokens, threshold: float = 0.0, unassigned: str = "Unassigned") -> Classes:
         """Names of the likeliest classes, for heads whose outputs have names.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,12 +18,14 @@ from scfm.errors import ConfigError
 from scfm.genes import GeneVocabulary
 from scfm.models._card import ModelCard
 from scfm.models._device import resolve_device, resolve_dtype
+from scfm.models._gene_states import GeneStates, decode
 from scfm.models._gene_vectors import GeneSums, GeneVectors
 from scfm.models._generation import ask, fill_up, same_for_all
 from scfm.models._head import Head, Heads, gene_ids, token_index
 from scfm.models._keys import Key, fill
 from scfm.models._reading import as_state, read_json, read_settings, read_tensors
 from scfm.models._run import Budget, run, to_numpy
+from scfm.models._species import with_genes
 from scfm.tokenizers import Tokenizer, Tokens
 from scfm.transformer import CellTransformer, CellTransformerConfig, PackedBatch, choose
 
@@ -224,24 +225,26 @@ class FoundationModel:
         """As `embed_cells`, with a budget that is shared between blocks, and the group of each cell for ``genes``."""
         model = self.transformer
         spec = model.readout(pooling)
+        of_genes = GeneStates(model, hidden_layer)
 
         def compute(batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
             if genes is None:
                 return model.embed(batch, pooling, hidden_layer), None
             hidden = model.state(batch, hidden_layer)
             cells = model.embed(batch, pooling) if spec.layers else model.pool(hidden, batch, spec)
-            return cells, hidden
+            return cells, of_genes(batch, hidden)
 
         out: NDArray[np.float32] | None = None
         has_genes = np.asarray(tokens.per_cell["n_detected"]) > 0 if "n_detected" in tokens.per_cell else None
         kept = tokens if has_genes is None or has_genes.all() else tokens[has_genes]
         rows = np.arange(len(tokens)) if has_genes is None else np.flatnonzero(has_genes)
-        for cells, part, (vectors, hidden) in self.over_batches(self.padded(kept, pooling), compute, budget):
+        extra = 0 if genes is None else of_genes.extra
+        for cells, part, (vectors, states) in self.over_batches(self.padded(kept, pooling), compute, budget, extra):
             if out is None:
                 out = np.full((len(tokens), vectors.shape[-1]), np.nan, dtype=np.float32)
             out[rows[cells]] = to_numpy(vectors)
-            if genes is not None and hidden is not None:
-                genes.add(part, hidden, None if groups is None else groups[rows[cells]])
+            if genes is not None and states is not None:
+                genes.add(*of_genes.named(part, states), None if groups is None else groups[rows[cells]])
         if out is None:
             return np.full((len(tokens), self.embedding_width(pooling, hidden_layer)), np.nan, dtype=np.float32)
         return out
@@ -253,9 +256,31 @@ class FoundationModel:
 
     def state_width(self, hidden_layer: int | None = None) -> int:
         """Length of a token's state at the layer that a read-out reads."""
-        output = self.config.output_spec
-        final = self.transformer.layer_number(hidden_layer) is None
-        return output.widths[-1] if final and output is not None else self.transformer.width
+        return self.transformer.state_width(hidden_layer)
+
+    def decode(self, tokens: Tokens, genes: Sequence[str] | None = None) -> NDArray[np.float32]:
+        """The decoder's state of genes in every cell, whether or not the cell expresses them.
+
+        Parameters
+        ----------
+        tokens
+            Of n cells.
+        genes
+            Names or symbols of g genes; None: all of the vocabulary, without special tokens.
+
+        Returns
+        -------
+        (n, g, d) float32; NaN for cells without a gene token.
+
+        Raises
+        ------
+        ConfigError
+            If the model has no decoder.
+        GeneMatchError
+            If a gene is not in the vocabulary.
+        """
+        every = np.flatnonzero(self.vocabulary.is_gene)
+        return decode(self, tokens, every if genes is None else np.array(gene_ids(self.vocabulary, genes)))
 
     def embed_genes(
         self,
@@ -271,7 +296,8 @@ class FoundationModel:
             Cells to average over, for ``contextual``.
         kind
             ``contextual``: the mean state of the gene's token over the cells that have it (special tokens
-            too); ``input``: the model's own vector of the gene, before any context.
+            too), or of the decoder over all cells where a model's decoder is made for that; ``input``: the model's
+            own vector of the gene, before any context.
         hidden_layer
             As in `embed_cells`.
 
@@ -289,9 +315,10 @@ class FoundationModel:
             return GeneVectors(ids, vectors, np.zeros(len(ids), dtype=np.int64))
         if tokens is None:
             raise ConfigError("contextual gene vectors are averages over cells: pass tokens, or kind='input'")
-        sums = GeneSums(len(self.vocabulary), self.state_width(hidden_layer))
-        for _cells, part, hidden in self.over_batches(tokens, lambda b: self.transformer.state(b, hidden_layer)):
-            sums.add(part, hidden)
+        of_genes = GeneStates(self.transformer, hidden_layer)
+        sums = GeneSums(len(self.vocabulary), of_genes.width)
+        for _cells, part, states in self.over_batches(tokens, of_genes, extra=of_genes.extra):
+            sums.add(*of_genes.named(part, states))
         return sums.finish()
 
     def ask(self, tokens: Tokens, genes: Sequence[str] | Tokens) -> Tokens:
@@ -360,7 +387,9 @@ class FoundationModel:
         length, token = self.transformer.readout(pooling).padded_to, self.config.query_only_spec.padding
         return tokens if not length or token is None else fill_up(tokens, token, length)
 
-    def over_batches(self, tokens: Tokens, function: Any, budget: Budget | None = None) -> Iterator[Any]:
+    def over_batches(
+        self, tokens: Tokens, function: Any, budget: Budget | None = None, extra: int = 0
+    ) -> Iterator[Any]:
         """`run` with what this model reads, after a look whether the tokens are of its making."""
         rows = len(self.vocabulary)
         if tokens.n_tokens and not 0 <= int(tokens.ids.min()) <= int(tokens.ids.max()) < rows:
@@ -376,7 +405,7 @@ class FoundationModel:
                     "cut the cells, as model.tokenize(adata) does"
                 )
         budget = Budget("auto", self.device) if budget is None else budget
-        return run(tokens, function, budget, self.device, self.config.cell_channels | {"cells"})
+        return run(tokens, function, budget, self.device, self.config.cell_channels | {"cells"}, extra)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write our own layout: config.json, model.safetensors, tokenizer and vocabulary files, card."""
@@ -398,37 +427,3 @@ class FoundationModel:
         weights = folder / WEIGHTS_FILE
         transformer = fill(config, as_state(read_tensors(weights), weights), [Key("(.+)", r"\1")], {}, str(weights))[0]
         return cls(transformer, Tokenizer.load(folder), ModelCard.from_dict(about["card"]), about["labels"])
-
-
-def with_genes(model: FoundationModel, tokenizer: Tokenizer, table: Tensor) -> FoundationModel:
-    """The same network on other genes.
-
-    Parameters
-    ----------
-    model
-        Reads genes by fixed vectors; its weights are shared.
-    tokenizer
-        Of the new genes.
-    table
-        (V, t) vector of each of its tokens.
-
-    Raises
-    ------
-    ConfigError
-        If the model has learned its genes, or the table does not fit.
-    """
-    spec = model.config.term_specs.get("gene")
-    if spec is None or not spec.frozen:
-        raise ConfigError(f"{model.card.name} has learned a vector for each of its genes; it knows no others")
-    expected = (len(tokenizer.vocabulary), spec.width or model.transformer.width)
-    if tuple(table.shape) != expected:
-        raise ConfigError(
-            f"the table of gene vectors has shape {tuple(table.shape)}; {model.card.name} needs {expected}"
-        )
-    config = deepcopy(model.config)
-    config.terms = {**(config.terms or {}), "gene": replace(spec, rows=len(table)).to_dict()}
-    with torch.device("meta"):
-        transformer = CellTransformer(config)
-    state = {**model.transformer.state_dict(), "terms.gene.table": table.to(model.device, model.dtype)}
-    transformer.load_state_dict(state, strict=True, assign=True)
-    return replace(model, transformer=transformer, tokenizer=tokenizer)

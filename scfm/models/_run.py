@@ -95,6 +95,7 @@ def run(
     budget: Budget,
     device: torch.device,
     per_cell: Collection[str] = frozenset(),
+    extra: int = 0,
 ) -> Iterator[tuple[NDArray[np.int64], Tokens, T]]:
     """Apply a function to batches of cells.
 
@@ -110,6 +111,8 @@ def run(
         Where the batches go.
     per_cell
         Names of the arrays per cell that go along.
+    extra
+        Further tokens of each cell that the function makes: they count for the budget.
 
     Yields
     ------
@@ -119,7 +122,7 @@ def run(
     todo = [np.flatnonzero(lengths > 0)]
     while todo:
         pending = todo.pop()
-        batches = [pending[b] for b in plan(lengths[pending], budget.tokens)]
+        batches = [pending[b] for b in plan(lengths[pending] + extra, budget.tokens)]
         for i, cells in enumerate(batches):
             part = tokens[cells]
             try:

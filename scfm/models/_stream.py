@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from scfm.counts import CountBlock
 from scfm.genes import GeneMatch
+from scfm.models._gene_states import GeneStates
 from scfm.models._gene_vectors import GeneSums
 from scfm.models._model import FoundationModel
 from scfm.models._run import Budget
@@ -99,7 +100,9 @@ def embed_blocks(model: FoundationModel, blocks: Iterable[CountBlock], job: Job,
         A progress bar that counts cells.
     """
     budget = Budget(job.batch_tokens, model.device)
-    genes = GeneSums(len(model.vocabulary), model.state_width(job.hidden_layer)) if job.genes else None
+    genes = (
+        GeneSums(len(model.vocabulary), GeneStates(model.transformer, job.hidden_layer).width) if job.genes else None
+    )
     vectors: list[NDArray[np.float32]] = []
     counted: list[dict[str, NDArray[Any]]] = []
     unit = model.transformer.readout(job.pooling).unit

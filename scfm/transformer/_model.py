@@ -77,10 +77,10 @@ class CellTransformer(PreTrainedModel):
         output = config.output_spec
         self.output = None if output is None else MLP(output)
         decoder = config.decoder_spec
-        absent = {"gene", decoder.value} - set(self.terms) if decoder is not None else set()
+        absent = set() if decoder is None else {"gene", decoder.value} - set(self.terms)
         if absent:
             raise ConfigError(
-                f"the decoder reads the input terms gene and {decoder.value}, but there is no {', '.join(absent)}"
+                f"the decoder reads the input term {absent.pop()!r}, which this configuration does not have"
             )
         self.decoder = None if decoder is None else Decoder(decoder, stack.width)
         rows = config.term_specs["gene"].rows if "gene" in config.term_specs else 0
@@ -267,6 +267,17 @@ class CellTransformer(PreTrainedModel):
                 f"so 0 (input) to {self.n_layers}, or -1 (last) to {-self.n_layers - 1}"
             )
         return None if number == self.n_layers else number
+
+    def state_width(self, hidden_layer: int | None = None) -> int:
+        """Length of a token's state at the layer that a read-out reads."""
+        output = self.config.output_spec
+        final = self.layer_number(hidden_layer) is None
+        return output.widths[-1] if final and output is not None else self.width
+
+    @property
+    def decoder_rows(self) -> int:
+        """Genes that the second stack reads in every cell; 0 where there is none."""
+        return 0 if self.decoder is None else self.decoder.spec.rows
 
     def readout(self, name: str | None = None) -> ReadoutSpec:
         """A read-out by name; the default where None."""

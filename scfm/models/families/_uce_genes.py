@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from scfm.errors import CheckpointError, ConfigError
-from scfm.models._model import FoundationModel, with_genes
+from scfm.models._model import FoundationModel
 from scfm.models._reading import read_pickle, read_tensor, read_tensors, require
+from scfm.models._species import with_genes
 from scfm.tokenizers import ProteinTokenizer, families
 
 log = logging.getLogger("scfm")
