@@ -15,7 +15,9 @@ from scfm.transformer._specs import (
     ReadoutSpec,
     StackSpec,
     TermSpec,
+    WritingSpec,
 )
+from scfm.transformer._writing import WordRule, Writer, pick, weigh, write
 
 __all__ = [
     "ATTENTION_NAMES",
@@ -33,9 +35,15 @@ __all__ = [
     "Segments",
     "StackSpec",
     "TermSpec",
+    "WordRule",
+    "Writer",
+    "WritingSpec",
     "choose",
     "make_config",
     "missing",
     "pack",
+    "pick",
     "read_out",
+    "weigh",
+    "write",
 ]

@@ -8,7 +8,16 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from scfm.errors import ConfigError
-from scfm.transformer._specs import DecoderSpec, HeadSpec, MLPSpec, QueryOnlySpec, ReadoutSpec, StackSpec, TermSpec
+from scfm.transformer._specs import (
+    DecoderSpec,
+    HeadSpec,
+    MLPSpec,
+    QueryOnlySpec,
+    ReadoutSpec,
+    StackSpec,
+    TermSpec,
+    WritingSpec,
+)
 
 PASSED_THROUGH = frozenset(
     {
@@ -67,6 +76,7 @@ class CellTransformerConfig(PreTrainedConfig):
     domain_eps: float = 6.1e-5
     domain_channel: str = "domain"
     query_only: dict[str, Any] | None = None
+    writing: dict[str, Any] | None = None
     output: dict[str, Any] | None = None
     decoder: dict[str, Any] | None = None
     heads: dict[str, Any] | None = None
@@ -109,6 +119,19 @@ class CellTransformerConfig(PreTrainedConfig):
     def query_only_spec(self) -> QueryOnlySpec:
         """What happens to tokens that are no keys."""
         return QueryOnlySpec.build(self.query_only or {})
+
+    @property
+    def writing_spec(self) -> WritingSpec:
+        """How it writes cells.
+
+        Raises
+        ------
+        ConfigError
+            If it does not.
+        """
+        if self.writing is None:
+            raise ConfigError("this model does not write cells word by word")
+        return WritingSpec.build(self.writing)
 
     @property
     def cell_channels(self) -> frozenset[str]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from scfm.errors import ConfigError
 from scfm.transformer._attention import performer_attention, query_only_attention, softmax_attention
 from scfm.transformer._packing import PackedBatch, Segments
+from scfm.transformer._past import Past
 from scfm.transformer._specs import MLPSpec, StackSpec, TermSpec
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -215,6 +216,8 @@ class Block(nn.Module):
             if route.keys is not None:
                 raise ConfigError("Performer attention has no query-only tokens; pack the batch without keys=")
             return self.out(performer_attention(q, k, v, at, at, self.projection).flatten(1))
+        if route.past is not None and route.past.add(self, k, v, at):
+            return self.out(route.past.attend(self, q, at).flatten(1))
         if route.keys is None:
             return self.out(self._softmax(q, k, v, route, at, at).flatten(1))
         seen, asking = route.keys.nonzero()[:, 0], (~route.keys).nonzero()[:, 0]
@@ -249,12 +252,21 @@ class Rows:
 
 
 class Route:
-    """What a batch tells every layer: the segments, which tokens are keys, and the implementation to use."""
+    """What a batch tells every layer: the segments, which tokens are keys, what came before, and the implementation."""
 
-    def __init__(self, batch: PackedBatch, attention: str, *, sees_itself: bool = True, projected: bool = True) -> None:
+    def __init__(
+        self,
+        batch: PackedBatch,
+        attention: str,
+        *,
+        sees_itself: bool = True,
+        projected: bool = True,
+        past: Past | None = None,
+    ) -> None:
         self.segments = batch.segments
         self.attention = attention
         self.keys = batch.keys
+        self.past = past
         self.sees_itself = sees_itself
         self.projected = projected
         if batch.keys is not None:

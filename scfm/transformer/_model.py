@@ -19,8 +19,10 @@ from scfm.transformer._decoder import Decoder, every_gene, keys_only
 from scfm.transformer._heads import Head
 from scfm.transformer._layers import MLP, Block, BranchEnd, Route, Stack, Term
 from scfm.transformer._packing import PackedBatch
+from scfm.transformer._past import Past
 from scfm.transformer._readout import read_out, wanted_rows
 from scfm.transformer._specs import HeadSpec, ReadoutSpec
+from scfm.transformer._writing import embed_continued
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,12 @@ class CellTransformer(PreTrainedModel):
         raise ConfigError(f"an input term reads the channel {name!r}; the batch holds {', '.join(batch.channels)}")
 
     def hidden_states(
-        self, batch: PackedBatch, layers: Iterable[int] | None = None, *, inputs: Tensor | None = None
+        self,
+        batch: PackedBatch,
+        layers: Iterable[int] | None = None,
+        *,
+        inputs: Tensor | None = None,
+        past: Past | None = None,
     ) -> HiddenStates:
         """Run the encoder as far as needed.
 
@@ -184,12 +191,14 @@ class CellTransformer(PreTrainedModel):
             Layers to keep (0 to ``n_layers``); None: all, and the final state.
         inputs
             (T, width) hidden state 0, if it is to differ from the sum of the terms.
+        past
+            What the cells have had before these tokens; they are added to it. For causal attention.
         """
         wanted = set(range(self.n_layers + 1)) if layers is None else set(layers)
         outside = [k for k in wanted if not 0 <= k <= self.n_layers]
         if outside:
             raise ConfigError(f"there is no hidden layer {outside[0]}; this model has layers 0 to {self.n_layers}")
-        route = self._route(batch)
+        route = self._route(batch, past)
         x = self.embed_input(batch) if inputs is None else inputs
         kept = {0: x} if 0 in wanted else {}
         for k, block in enumerate(self.encoder.layers[: max(wanted, default=self.n_layers)], start=1):
@@ -247,9 +256,11 @@ class CellTransformer(PreTrainedModel):
             self._chosen[wanted] = choose(*wanted)
         return self._chosen[wanted]
 
-    def _route(self, batch: PackedBatch) -> Route:
-        query_only = self.config.query_only_spec
-        return Route(batch, self._attention(batch), sees_itself=query_only.sees_itself, projected=query_only.projected)
+    def _route(self, batch: PackedBatch, past: Past | None = None) -> Route:
+        if past is not None and self.config.stack_spec.attention != "causal":
+            raise ConfigError("only with causal attention do later tokens leave the states of earlier ones alone")
+        own, projected = self.config.query_only_spec.sees_itself, self.config.query_only_spec.projected
+        return Route(batch, self._attention(batch), sees_itself=own, projected=projected, past=past)
 
     def layer_number(self, hidden_layer: int | None) -> int | None:
         """The layer that a read-out reads: its number, or None for the final state.
@@ -296,6 +307,8 @@ class CellTransformer(PreTrainedModel):
         if spec.layers:
             states = torch.stack(self.states(batch, spec.layers))
             return self.pool(states.mean(0) if spec.merge == "mean" else states.sum(0), batch, spec)
+        if spec.continued:
+            return embed_continued(self, batch, spec, hidden_layer)[0]
         layer = self.layer_number(hidden_layer)
         depth = self.n_layers if layer is None else layer
         rows = wanted_rows(batch.segments, spec) if batch.keys is None else None

@@ -326,6 +326,11 @@ class ReadoutSpec(Spec):
         Hidden layers that are read together (negative: from the last), in place of the one that is asked for.
     merge
         ``mean`` or ``sum`` over these layers.
+    continued
+        Cells are first continued by up to this number of words, each the likeliest one (`WritingSpec`); the word that
+        ends a cell is the last.
+    among
+        Kinds of words that may continue them; empty: all words.
     """
 
     parts: tuple[PartSpec, ...]
@@ -333,11 +338,14 @@ class ReadoutSpec(Spec):
     padded_to: int = 0
     layers: tuple[int, ...] = ()
     merge: Literal["mean", "sum"] = "mean"
+    continued: int = 0
+    among: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._one_of("merge", ("mean", "sum"))
         object.__setattr__(self, "parts", tuple(PartSpec.build(p) for p in self.parts))
         object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "among", tuple(self.among))
 
 
 @dataclass(frozen=True)
@@ -360,3 +368,42 @@ class QueryOnlySpec(Spec):
     projected: bool = True
     channels: dict[str, int] = field(default_factory=dict)
     padding: int | None = None
+
+
+@dataclass(frozen=True)
+class WritingSpec(Spec):
+    """A model whose tokens are words, which names cells, and makes new ones, by writing what comes next.
+
+    Parameters
+    ----------
+    word, level
+        Heads on tokens: one output per word that may come next, and the level that each word would have.
+    start, end
+        Words after which a cell's genes are written, and which ends a cell.
+    highest
+        Highest level; words that are no genes have level 0.
+    longest
+        Words of the longest cell.
+    kinds
+        Words by kind, in the order in which a prompt names them.
+    questions
+        By name: the word that asks, and the kinds of the words that answer, one after the other.
+    """
+
+    word: str
+    level: str
+    start: int
+    end: int
+    highest: int
+    longest: int
+    kinds: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    questions: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", tuple((name, tuple(ids)) for name, ids in self.kinds))
+        object.__setattr__(self, "questions", tuple((name, word, tuple(kinds)) for name, word, kinds in self.questions))
+
+    def words(self, *kinds: str) -> tuple[int, ...]:
+        """Ids of the words of some kinds, ascending."""
+        known = dict(self.kinds)
+        return tuple(sorted({word for kind in kinds for word in known[kind]}))
