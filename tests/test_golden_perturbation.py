@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from golden_cases import arrays, assert_close, case
 
 import scfm
+from scfm.models._perturbation import Perturber
 from scfm.tokenizers import Tokens
 
 LAYERS = {"layer-1": -2, "layer0": -1}
@@ -163,3 +165,49 @@ def assert_misattributed(ours: np.ndarray, official: np.ndarray) -> None:
         values = right[~np.isnan(right)]
         places = np.delete(np.arange(len(right)), row + 1)[1:]
         assert_close(wrong[places], values[: len(places)])
+
+
+def perturber(perturbation: Perturbation, **options) -> Perturber:
+    tokens = packed(perturbation.lists)
+    is_gene = perturbation.model.vocabulary.is_gene
+    n_genes = np.array([is_gene[x].sum() for x in perturbation.lists])
+    return Perturber(perturbation.model, replace(tokens, per_cell={"n_detected": n_genes}), **options)
+
+
+@pytest.mark.parametrize("layer", [*LAYERS])
+@pytest.mark.parametrize("kind", ["delete", "overexpress"])
+def test_golden_effect_of_a_perturbation_in_one_call(case_of, kind, layer):
+    gene = int(case_of.recorded["isp_target_token"])
+    effect = perturber(case_of, hidden_layer=LAYERS[layer]).apply((gene,), kind)
+    expected = case_of.recorded[f"isp_{kind}_cos_{layer}"]
+    np.testing.assert_array_equal(effect.cells, np.flatnonzero(~np.isnan(expected)))
+    assert_close(effect.cosine, expected[effect.cells])
+
+
+@pytest.mark.parametrize("kind", ["delete", "overexpress"])
+def test_golden_shift_towards_a_state_in_one_call(case_of, kind):
+    recorded = case_of.recorded
+    states = {state: recorded[f"state_emb_{state}"] for state in ("case", "ctrl")}
+    gene = int(recorded["isp_target_token"])
+    effect = perturber(case_of, hidden_layer=-2, towards=states).apply((gene,), kind)
+    for state, ours in effect.shifts.items():
+        expected = recorded[f"isp_{kind}_shift_to_{state}"][effect.cells]
+        there = ~np.isnan(expected)  # the authors look at the cells of one state only
+        assert there.any()
+        assert_close(ours[there], expected[there])
+
+
+def test_a_cell_that_is_nearly_full_loses_no_gene_to_one_more(case_of):
+    """The authors' code counts an absent gene twice, and takes a gene of such a cell away on one side."""
+    whole = next(x for x in case_of.lists if len(x) == case_of.longest)
+    nearly = case_of.around(whole, case_of.genes(whole)[:-1])
+    gene = next(i for i in np.flatnonzero(case_of.model.vocabulary.is_gene) if i not in whole)
+    case_of.lists, lists = [nearly], case_of.lists
+    try:
+        effect = perturber(case_of).apply((int(gene),), "overexpress")
+    finally:
+        case_of.lists = lists
+    after = case_of.overexpress(nearly, gene)
+    assert len(after) == case_of.longest
+    states = case_of.states([nearly, after], case_of.model.config.hidden_layer)
+    assert_close(effect.cosine, [case_of.cell_value(nearly, after, gene, states)])

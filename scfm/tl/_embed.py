@@ -22,8 +22,7 @@ from scfm.models._dask import embed_dask
 from scfm.models._stream import BLOCK_ROWS, Embedding, Job, embed_blocks
 from scfm.tl._dry_run import DryRun, dry_run_report
 from scfm.tl._gene_slots import columns_of_var, coverage, gene_arrays, groups_of
-from scfm.tokenizers import from_obs
-from scfm.tokenizers._context import resolve_context
+from scfm.tl._open import open_cells, open_model
 
 log = logging.getLogger("scfm")
 
@@ -134,21 +133,35 @@ def embed(
     _check_target(adata, copy=copy)
     if n_samples < 1:
         raise ConfigError(f"n_samples={n_samples}; every cell needs at least one sample")
-    loaded = model if isinstance(model, models.FoundationModel) else models.load(model, family, revision, checkpoint)
-    loaded = loaded.for_context(context).to(device, dtype, attn_implementation)
+    loaded = open_model(
+        model,
+        checkpoint=checkpoint,
+        family=family,
+        revision=revision,
+        context=context,
+        device=device,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+    )
     key = key_of(key_added or loaded.card.name)
     loaded.transformer.readout(pooling)
     loaded.transformer.layer_number(hidden_layer)
-    source = counts.find(adata, layer=layer, use_raw=use_raw)
-    match = genes.match(source.var, loaded.vocabulary, gene_key=gene_key, policy=gene_matching, orthologues=orthologues)
+    opened = open_cells(
+        adata,
+        loaded,
+        layer=layer,
+        use_raw=use_raw,
+        gene_key=gene_key,
+        gene_matching=gene_matching,
+        orthologues=orthologues,
+        context=context,
+    )
+    source, match = opened.source, opened.match
     kind = _gene_kind(gene_embeddings, loaded)
     groups, names = groups_of(adata, groupby, kind)
-    options = loaded.tokenizer.context_options
-    facts_of_cells = from_obs(options, context, adata.obs)
-    resolve_context(options, facts_of_cells, adata.n_obs)
     job = Job(
         match=match,
-        context=facts_of_cells,
+        context=opened.context,
         seed=seed,
         n_samples=n_samples,
         pooling=pooling,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from scfm.genes import GeneVocabulary
 from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._cells import Slots, gather
 from scfm.tokenizers._context import resolve_context
+from scfm.tokenizers._edits import put_in_front
 from scfm.tokenizers._layout import special_ids, statistics
 from scfm.tokenizers._tokens import Tokens
 
@@ -81,6 +82,11 @@ class BagTokenizer(Tokenizer):
             parts={"bag": bag},
             vocabulary=self.vocabulary,
         )
+
+    def overexpress(self, tokens: Tokens, genes: NDArray[np.integer[Any]]) -> Tokens:
+        """The genes at the highest value of the cell."""
+        bag = put_in_front(tokens.parts["bag"], genes, self.vocabulary.is_gene)
+        return replace(tokens, parts={**tokens.parts, "bag": bag})
 
 
 @njit(nogil=True, cache=True)

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from scfm import counts, genes
 from scfm.counts import CountBlock
-from scfm.errors import CheckpointError
+from scfm.errors import CheckpointError, TokenizerError
 from scfm.genes import GeneMatch, GeneVocabulary
 from scfm.tokenizers._context import ContextOption, from_obs
+from scfm.tokenizers._edits import remove
 from scfm.tokenizers._tokens import Tokens, concatenate
 
 Item = TypeVar("Item")
@@ -123,6 +124,23 @@ class Tokenizer(ABC):
             return self.tokenize_block(block, match, context=here, seed=seed)
 
         return concatenate(list(in_background(tokenize, source.blocks(block_size))))
+
+    def delete(self, tokens: Tokens, genes: NDArray[np.integer[Any]]) -> Tokens:
+        """Tokens of the same cells as if these genes (ids) were absent; a cell that was cut is not refilled."""
+        return remove(tokens, genes)
+
+    def overexpress(self, tokens: Tokens, genes: NDArray[np.integer[Any]]) -> Tokens:
+        """Tokens of the same cells as if these genes (ids) were the strongest, cells that lack them included.
+
+        Raises
+        ------
+        TokenizerError
+            If the scheme gives no gene a strength of its own.
+        """
+        raise TokenizerError(
+            f"a {type(self).__name__} samples genes or knows no order of strength, so that overexpression has no meaning "
+            "in its tokens; genes can be deleted from them"
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json``, ``vocabulary.json`` and, where there are arrays, ``tokenizer.npz``."""

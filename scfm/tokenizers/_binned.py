@@ -19,6 +19,7 @@ from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._bins import QuantileBins, ValueRule
 from scfm.tokenizers._cells import Cells, Slots, gather, keys, recorded
 from scfm.tokenizers._context import ContextOption, resolve_context
+from scfm.tokenizers._edits import highest, put_in_front, remove, set_values
 from scfm.tokenizers._layout import Zeros, assemble, cut, special_ids, statistics
 from scfm.tokenizers._tokens import Tokens
 
@@ -124,6 +125,17 @@ class BinnedTokenizer(Tokenizer):
             },
             vocabulary=self.vocabulary,
         )
+
+    def delete(self, tokens: Tokens, genes: NDArray[np.integer[Any]]) -> Tokens:
+        """The genes taken out, or at the value 0 where genes without counts are tokens too."""
+        return remove(tokens, genes) if self.zeros == "never" else set_values(tokens, genes, 0.0)
+
+    def overexpress(self, tokens: Tokens, genes: NDArray[np.integer[Any]]) -> Tokens:
+        """The genes at the highest value of the cell; the last others make room where a cell is full."""
+        is_gene = self.vocabulary.is_gene
+        if self.zeros == "never":
+            return put_in_front(tokens, genes, is_gene, self.max_length)
+        return set_values(tokens, genes, highest(tokens, is_gene))
 
     def _with_zeros(
         self, cells: Cells, slots: Slots, values: NDArray[np.float32]

@@ -19,6 +19,7 @@ from scfm.genes import GeneMatch, GeneVocabulary
 from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._cells import Slots, checked
 from scfm.tokenizers._context import ContextOption, resolve_context
+from scfm.tokenizers._edits import put_in_front
 from scfm.tokenizers._kernels import N_COUNTERS, gather_cell, sort_descending
 from scfm.tokenizers._tokens import Tokens
 
@@ -147,6 +148,10 @@ class RankValueTokenizer(Tokenizer):
             front[:, i] = self.context[name].tokens(facts[name])
         back = np.array([specials[role] for role in self.last], dtype=np.int32)
         return self._run(block, match, facts, front, back, self.max_length - self._n_fixed, scores=False)
+
+    def overexpress(self, tokens: Tokens, genes: NDArray[np.integer[Any]]) -> Tokens:
+        """The genes in front of all others; what no longer fits falls off the end."""
+        return put_in_front(tokens, genes, self.vocabulary.is_gene, self.max_length)
 
     def ranking(self, block: CountBlock, match: GeneMatch, *, context: Mapping[str, Any] | None = None) -> Tokens:
         """Every gene of each cell in order, uncut and without special tokens, with float64 ``channels["score"]``."""
