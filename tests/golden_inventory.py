@@ -59,6 +59,10 @@ def _uce(test: str) -> str:
     return f"test_golden_uce::test_golden_uce_{test}"
 
 
+def _genept(test: str) -> str:
+    return f"test_golden_genept::test_golden_genept_{test}"
+
+
 def _perturbation(test: str) -> str:
     return f"test_golden_perturbation::test_golden_{test}"
 
@@ -413,7 +417,11 @@ UCE = (
     ),
 )
 
-GENEPT = (Row("*", "family not yet offered", why="weighted means of text embeddings of genes; no transformer is run"),)
+GENEPT = (
+    Row("lognorm", "reproduced", _genept("log_normalised_counts")),
+    Row("gene_matrix has_embedding", "reproduced", _genept("vectors_of_genes")),
+    Row("genept_w_*", "reproduced", _genept("w_cells")),
+)
 
 INVENTORY: dict[str, tuple[Row, ...]] = {
     "geneformer_v1": GENEFORMER,

@@ -184,7 +184,10 @@ def embedding(adata: Any, key: str | None = None) -> pd.DataFrame:
     key, _facts = _stored(adata, key)
     slot = Slots(key).cells
     if slot not in adata.obsm:
-        raise ConfigError(f"adata.uns tells of a result {key!r}, but adata.obsm holds no {slot!r}; was it removed?")
+        raise ConfigError(
+            f"adata.uns tells of a result {key!r}, but adata.obsm holds no {slot!r}: it was removed, or the result is "
+            f"one of genes only (adata.varm[{key!r}])"
+        )
     values = np.asarray(adata.obsm[slot])
     return pd.DataFrame(values, index=adata.obs_names, columns=[f"{key}_{i + 1}" for i in range(values.shape[1])])
 

@@ -1,6 +1,8 @@
 """Which model is this? The registry, the cards, and strict and safe reading of checkpoints."""
 
 from scfm.models._card import ModelCard
+from scfm.models._gene_files import gene_table
+from scfm.models._gene_table import GeneTable, as_mapping, frozen_table
 from scfm.models._gene_vectors import GeneSums, GeneVectors
 from scfm.models._head import Head
 from scfm.models._model import FoundationModel
@@ -11,11 +13,15 @@ from scfm.models.families._uce_genes import add_species
 __all__ = [
     "FoundationModel",
     "GeneSums",
+    "GeneTable",
     "GeneVectors",
     "Head",
     "ModelCard",
     "add_species",
+    "as_mapping",
     "cards",
+    "frozen_table",
+    "gene_table",
     "home",
     "list",
     "load",
