@@ -27,7 +27,7 @@ from scfm.models._reading import as_state, read_json, read_settings, read_tensor
 from scfm.models._run import Budget, run, to_numpy
 from scfm.models._species import with_genes
 from scfm.tokenizers import Tokenizer, Tokens
-from scfm.transformer import CellTransformer, CellTransformerConfig, PackedBatch, choose
+from scfm.transformer import CellTransformer, CellTransformerConfig, PackedBatch, choose, embed_continued
 
 MODEL_FILE = "scfm_model.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -82,7 +82,7 @@ class FoundationModel:
     def __repr__(self) -> str:
         return (
             f"FoundationModel({self.card.name}: {self.transformer.n_layers} layers, width {self.transformer.width}, "
-            f"{len(self.vocabulary):,} tokens, on {self.device}, {self.dtype})"
+            f"{self.tokenizer.n_ids:,} tokens, on {self.device}, {self.dtype})"
         )
 
     @property
@@ -230,6 +230,9 @@ class FoundationModel:
         def compute(batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
             if genes is None:
                 return model.embed(batch, pooling, hidden_layer), None
+            if spec.continued:
+                cells, hidden = embed_continued(model, batch, spec, hidden_layer)
+                return cells, of_genes(batch, hidden)
             hidden = model.state(batch, hidden_layer)
             cells = model.embed(batch, pooling) if spec.layers else model.pool(hidden, batch, spec)
             return cells, of_genes(batch, hidden)
@@ -309,14 +312,14 @@ class FoundationModel:
         if kind not in ("contextual", "input"):
             raise ConfigError(f"kind={kind!r} is neither 'contextual' nor 'input'")
         if kind == "input":
-            ids = np.arange(len(self.vocabulary))
+            ids = np.arange(self.tokenizer.n_ids)
             with torch.inference_mode():
                 vectors = to_numpy(self.transformer.gene_rows(torch.as_tensor(ids).to(self.device)))
             return GeneVectors(ids, vectors, np.zeros(len(ids), dtype=np.int64))
         if tokens is None:
             raise ConfigError("contextual gene vectors are averages over cells: pass tokens, or kind='input'")
         of_genes = GeneStates(self.transformer, hidden_layer)
-        sums = GeneSums(len(self.vocabulary), of_genes.width)
+        sums = GeneSums(self.tokenizer.n_ids, of_genes.width)
         for _cells, part, states in self.over_batches(tokens, of_genes, extra=of_genes.extra):
             sums.add(*of_genes.named(part, states))
         return sums.finish()
@@ -391,7 +394,7 @@ class FoundationModel:
         self, tokens: Tokens, function: Any, budget: Budget | None = None, extra: int = 0
     ) -> Iterator[Any]:
         """`run` with what this model reads, after a look whether the tokens are of its making."""
-        rows = len(self.vocabulary)
+        rows = self.tokenizer.n_ids
         if tokens.n_tokens and not 0 <= int(tokens.ids.min()) <= int(tokens.ids.max()) < rows:
             raise ConfigError(
                 f"the tokens hold ids from {tokens.ids.min()} to {tokens.ids.max()}, but {self.card.name} knows 0 to "

@@ -101,7 +101,7 @@ def embed_blocks(model: FoundationModel, blocks: Iterable[CountBlock], job: Job,
     """
     budget = Budget(job.batch_tokens, model.device)
     genes = (
-        GeneSums(len(model.vocabulary), GeneStates(model.transformer, job.hidden_layer).width) if job.genes else None
+        GeneSums(model.tokenizer.n_ids, GeneStates(model.transformer, job.hidden_layer).width) if job.genes else None
     )
     vectors: list[NDArray[np.float32]] = []
     counted: list[dict[str, NDArray[Any]]] = []

@@ -47,6 +47,11 @@ class Tokenizer(ABC):
         """The per-cell facts that this tokenizer takes, by name."""
         return {}
 
+    @property
+    def n_ids(self) -> int:
+        """All ids of tokens are below this number."""
+        return len(self.vocabulary)
+
     @abstractmethod
     def tokenize_block(
         self,

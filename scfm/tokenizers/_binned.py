@@ -77,6 +77,11 @@ class BinnedTokenizer(Tokenizer):
         """The facts that go along with the tokens."""
         return self.context
 
+    @property
+    def n_ids(self) -> int:
+        """All ids of tokens are below this number."""
+        return len(self.vocabulary) if self.n_words is None else self.n_words
+
     def __repr__(self) -> str:
         limit = "any length" if self.max_length is None else f"up to {self.max_length:,} tokens"
         return f"BinnedTokenizer({int(self.vocabulary.is_gene[: self.n_words].sum()):,} genes, {self.bins}, {limit})"

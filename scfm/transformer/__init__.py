@@ -17,7 +17,7 @@ from scfm.transformer._specs import (
     TermSpec,
     WritingSpec,
 )
-from scfm.transformer._writing import WordRule, Writer, pick, weigh, write
+from scfm.transformer._writing import WordRule, Writer, embed_continued, pick, weigh, write
 
 __all__ = [
     "ATTENTION_NAMES",
@@ -39,6 +39,7 @@ __all__ = [
     "Writer",
     "WritingSpec",
     "choose",
+    "embed_continued",
     "make_config",
     "missing",
     "pack",
