@@ -76,11 +76,12 @@ def write_guide_contents() -> None:
 
 def write_model_table() -> None:
     """Write the registry as a table, for the page on models to include."""
-    lines = ["| name | species | parameters | context | licence |", "| --- | --- | --- | --- | --- |"]
+    columns = ("name", "species", "parameters", "context", "licence", "verified against")
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for name, row in models.list().astype(object).iterrows():
         parameters = f"{row.parameters / 1e6:,.1f} M" if isinstance(row.parameters, int) else "-"
         context = f"{row.context:,}" if isinstance(row.context, int) else "all genes"
-        lines.append(f"| `{name}` | {row.species} | {parameters} | {context} | {row.licence} |")
+        lines.append(f"| `{name}` | {row.species} | {parameters} | {context} | {row.licence} | {row.verified} |")
     write_generated("models.md", lines)
 
 
