@@ -1,0 +1,135 @@
+"""How do files reach the disk? Whole or not at all, and one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scfm.errors import ConfigError, OutputError
+
+PARTIAL = ".tmp"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def to_disk(path: Path) -> None:
+    """Force a file, or the entries of a folder, out of the caches of the system."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def finish_folder(partial: Path, final: Path) -> None:
+    """Give a folder that is written its name, after everything in it is on disk."""
+    for path in sorted(partial.rglob("*")):
+        to_disk(path)
+    to_disk(partial)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.replace(final)
+    to_disk(final.parent)
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """An empty folder beside ``final`` that takes its name when the block ends well.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written, for example on a full disk; ``final`` is as it was.
+    """
+    partial = final.with_name(final.name + PARTIAL)
+    with telling(final):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        finish_folder(partial, final)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file at once."""
+    partial = path.with_name(path.name + PARTIAL)
+    with telling(path):
+        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        to_disk(partial)
+        partial.replace(path)
+        to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def telling(path: Path) -> Iterator[None]:
+    """Turn what the system says of writing into a line that says what to do.
+
+    Raises
+    ------
+    OutputError
+        If the disk is full, or the place cannot be written.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        full = error.errno in FULL
+        reason = "the disk is full, or a quota is reached" if full else error.strerror or str(error)
+        raise OutputError(f"{path} could not be written: {reason}. Make room or choose another place") from error
+
+
+def check_space(folder: Path, n_bytes: int, what: str) -> None:
+    """Raise if a file system has less than ``n_bytes`` free.
+
+    Raises
+    ------
+    OutputError
+        With both numbers.
+    """
+    there = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if free < n_bytes:
+        raise OutputError(
+            f"{what} needs about {n_bytes / 1e9:.3g} GB, but {there} has {free / 1e9:.3g} GB free; make room or choose "
+            "another place"
+        )
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder against other processes; the system lets go of it when the process ends, however it ends.
+
+    Raises
+    ------
+    ConfigError
+        If another process holds it.
+    OutputError
+        If the folder cannot be made.
+    """
+    with telling(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    with file:
+        try:
+            _lock(file)
+        except OSError as error:
+            raise ConfigError(
+                f"another process is writing {what} into {folder}; wait for it, or choose another folder"
+            ) from error
+        yield
+
+
+def _lock(file: Any) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
