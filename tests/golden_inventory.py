@@ -55,6 +55,10 @@ def _nicheformer(test: str) -> str:
     return f"test_golden_nicheformer::test_golden_nicheformer_{test}"
 
 
+def _scfoundation(test: str) -> str:
+    return f"test_golden_scfoundation::test_golden_scfoundation_{test}"
+
+
 def _uce(test: str) -> str:
     return f"test_golden_uce::test_golden_uce_{test}"
 
@@ -350,21 +354,39 @@ SCFOUNDATION = (
         _tokens("scfoundation_keeps_depth_tokens_that_the_official_code_loses"),
         "a depth below 1 is taken for no token",
     ),
-    Row("trap_frac_cell_*", "official defect", why="the embedding without that token"),
-    Row("trap_dup_*", "official defect", why="a gene of the list twice shifts all later genes"),
-    Row("cell_* bulk_all_* bulk_max_*", "family not yet offered", why="cell embeddings in every mode"),
-    Row("gene_f1_F gene_expression_*", "family not yet offered", why="gene embeddings and predicted expression"),
     Row(
-        "gene_batch_* gb_token_emb* gb_enc_in gb_enc_layer* gb_enc_out gb_dec_*",
-        "family not yet offered",
-        why="gene embeddings and states of a batch; the maximum over the batch is a defect",
+        "trap_frac_cell_*",
+        "official defect",
+        _scfoundation("official_embedding_without_the_source_depth"),
+        "the embedding without that token; equal to ours if it is taken away",
     ),
-    Row("single*", "family not yet offered", why="states of the encoder"),
-    Row("g0_kernel_* redraw_seed0", "family not yet offered", why="features of the linear attention"),
-    Row("grid_*", "family not yet offered", why="the value embedding as a curve"),
-    Row("mae_input mae_mask mae_pred mae_loss_masked_mse", "family not yet offered", why="the training objective"),
-    Row("ft_logits_single ft_fc1_* ft_bn_*", "family not yet offered", why="the fine-tuned classifier"),
-    Row("ft_logits_batch", "official defect", why="padding enters the maximum, so a cell depends on its batch"),
+    Row("trap_dup_*", "official defect", why="a gene of the list twice shifts all later genes"),
+    Row("cell_*_F_*", "reproduced", _scfoundation("cell_embeddings_from_counts")),
+    Row("cell_*_T_* cell_*_A_*", "reproduced", _scfoundation("cell_embeddings_of_normalised_values")),
+    Row("bulk_all_* bulk_max_*", "reproduced", _scfoundation("bulk_embeddings")),
+    Row("single*", "reproduced", _scfoundation("states_of_one_cell")),
+    Row("gene_f1_F", "reproduced", _scfoundation("genes_in_their_cells")),
+    Row("gene_expression_*", "reproduced", _scfoundation("predicted_expression")),
+    Row("gene_batch_*", "reproduced", _scfoundation("genes_of_an_official_batch")),
+    Row(
+        "gb_token_emb* gb_enc_in gb_enc_layer* gb_enc_out gb_dec_*",
+        "reproduced",
+        _scfoundation("states_of_an_official_batch"),
+    ),
+    Row("g0_kernel_*", "reproduced", _scfoundation("features_of_the_linear_attention")),
+    Row("redraw_seed0", "reproduced", _scfoundation("new_features_are_drawn_as_recorded")),
+    Row("grid_values", "given", _scfoundation("values_as_a_curve")),
+    Row("grid_emb grid_weight", "reproduced", _scfoundation("values_as_a_curve")),
+    Row("mae_input mae_mask", "given", _scfoundation("training_objective_of_an_official_batch")),
+    Row("mae_pred mae_loss_masked_mse", "reproduced", _scfoundation("training_objective_of_an_official_batch")),
+    Row("ft_fc1_* ft_bn_*", "given", _scfoundation("classifier_on_genes_without_depths")),
+    Row("ft_logits_single", "reproduced", _scfoundation("classifier_on_genes_without_depths")),
+    Row(
+        "ft_logits_batch",
+        "official defect",
+        _scfoundation("classifier_on_genes_without_depths"),
+        "padding enters the maximum, so a cell depends on its batch; equal to ours where there is no padding",
+    ),
 )
 
 UCE = (

@@ -52,7 +52,22 @@ def uce_folder(target: Path) -> Path:
     return target
 
 
-WEIGHTS = ("model.safetensors", "best_model.pt", "panglao_pretrain.pth", "nicheformer.ckpt", "4layer_model.torch")
+def scfoundation_folder(target: Path) -> Path:
+    checkpoint = case("scfoundation") / "checkpoint"
+    copied(checkpoint, target)
+    return copied(checkpoint / "models", target)
+
+
+WEIGHTS = (
+    "models.ckpt",
+    "model.safetensors",
+    "best_model.pt",
+    "panglao_pretrain.pth",
+    "nicheformer.ckpt",
+    "4layer_model.torch",
+)
+WEIGHT_SET = "cell"
+"""Of files that hold several: the one that is read if none is asked for."""
 NESTED = ("model_state_dict", "state_dict")
 """Under which names files hold the tensors beside other things."""
 
@@ -64,6 +79,7 @@ def weights_of(folder: Path) -> Path:
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
     path = weights_of(folder)
     held = read_tensors(path)
+    held = held.get(WEIGHT_SET, held)
     return dict(next((held[name] for name in NESTED if name in held), held))
 
 
@@ -72,12 +88,20 @@ def write_state(folder: Path, state: dict[str, torch.Tensor]) -> None:
     if path.suffix == ".safetensors":
         save_file({k: v.contiguous() for k, v in state.items()}, path)
     elif path.suffix == ".ckpt":
-        torch.save({**read_tensors(path), "state_dict": state}, path)
+        held = read_tensors(path)
+        one = {**held.get(WEIGHT_SET, held), "state_dict": state}
+        torch.save({**held, WEIGHT_SET: one} if WEIGHT_SET in held else one, path)
     else:
         torch.save(state, path)
 
 
-TABLES = ("word_embeddings.weight", "encoder.embedding.weight", "pos_emb.emb.weight", "pe_embedding.weight")
+TABLES = (
+    "word_embeddings.weight",
+    "encoder.embedding.weight",
+    "pos_emb.emb.weight",
+    "pe_embedding.weight",
+    "model.pos_emb.weight",
+)
 
 
 def table_of(state: dict[str, torch.Tensor]) -> str:
@@ -111,5 +135,6 @@ FAMILY_CASES = {
     "scbert": scbert_folder,
     "nicheformer": nicheformer_folder,
     "uce": uce_folder,
+    "scfoundation": scfoundation_folder,
 }
 """How to make a small checkpoint of each family."""

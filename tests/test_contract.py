@@ -19,6 +19,7 @@ CHECKPOINTS = {
     "nicheformer": "",
     "uce": "",
     "scbert": "",
+    "scfoundation": "",
 }
 CONTEXT = {"nicheformer": {"species": "organism", "assay": "assay", "modality": "modality"}}
 """What the models of a family must be told about the cells of its case: columns of obs."""

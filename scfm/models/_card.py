@@ -47,6 +47,10 @@ class ModelCard:
         What the model was trained on.
     details
         Anything else worth keeping.
+    folder
+        Where several models share files: the name of their common folder.
+    checkpoint
+        Which weight set of a file it is.
     """
 
     name: str
@@ -65,6 +69,8 @@ class ModelCard:
     verified: str = ""
     data: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    folder: str = ""
+    checkpoint: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain types."""

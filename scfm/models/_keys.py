@@ -35,6 +35,10 @@ class Key:
     add: Callable[[Tensor], Tensor] | None = None
 
 
+ALIGNMENT = 64
+"""Bytes, as torch allocates."""
+
+
 def fill(
     config: CellTransformerConfig,
     state: Mapping[str, Tensor],
@@ -52,9 +56,14 @@ def fill(
 
 
 def _owned(tensor: Tensor) -> Tensor:
-    """The tensor, copied where its memory belongs to others too."""
+    """The tensor, copied where its memory belongs to others too, or begins where a file happened to put it.
+
+    Matrix products round otherwise where memory is not aligned: two files of the same numbers must give the same.
+    """
     alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+    return (
+        tensor if alone and tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
+    )
 
 
 def check_copies(state: Mapping[str, Tensor], copies: Mapping[str, str], source: str) -> None:

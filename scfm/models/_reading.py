@@ -167,11 +167,12 @@ def read_settings(path: str | Path, needed: Sequence[str], hint: str = "") -> di
 
 def mentions(path: Path, *texts: bytes) -> bool:
     """Whether a torch file's list of contents holds all these texts; nothing is unpickled."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            lists = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            return bool(lists) and all(text in archive.read(lists[0]) for text in texts)
+    except (*DAMAGED, OSError, zipfile.BadZipFile):
         return False
-    with zipfile.ZipFile(path) as archive:
-        lists = [name for name in archive.namelist() if name.endswith("data.pkl")]
-        return bool(lists) and all(text in archive.read(lists[0]) for text in texts)
 
 
 def read_array(path: str | Path) -> NDArray[Any]:

@@ -71,13 +71,19 @@ def list() -> pd.DataFrame:
             "licence": card.licence,
             "source": card.source,
             "verified": card.verified,
-            "here": name in BUILT_IN or (home() / name).is_dir() or _is_cached(card),
+            "here": name in BUILT_IN or _placed(card).is_dir() or _is_cached(card),
         }
         for name, card in cards().items()
     }
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index.name = "name"
     return table.astype({"parameters": "Int64", "context": "Int64"})
+
+
+def _placed(card: ModelCard) -> Path:
+    """The folder of a model on this machine, which several that come in one file may share."""
+    own = home() / card.name
+    return home() / card.folder if card.folder and not own.is_dir() else own
 
 
 def _is_cached(card: ModelCard) -> bool:
@@ -121,7 +127,7 @@ def load(
         If files are missing, damaged, unsafe or do not fit together; nothing is loaded halfway.
     """
     found = _find(name_or_path, family, revision)
-    model = _open(found.path, found.family, checkpoint)
+    model = _open(found.path, found.family, _checkpoint_of(found, checkpoint))
     if found.card is not None:
         model.card = found.card
     elif model.card.name == found.path.name and found.fetched:
@@ -166,7 +172,7 @@ def _find(name_or_path: str | Path, family: str | None, revision: str | None) ->
     path = Path(name_or_path).expanduser()
     card = known.get(text) if not path.is_dir() else None
     if card is not None:
-        path = _built_in(text) if text in BUILT_IN else home() / text
+        path = _built_in(text) if text in BUILT_IN else _placed(card)
         family = family or (card.family if card.family in FAMILIES else None)
     if path.exists():
         if revision is not None:
@@ -187,6 +193,18 @@ def _find(name_or_path: str | Path, family: str | None, revision: str | None) ->
         f"no model {text!r}: it is no registered name (such as {', '.join(close[:4])}; see scfm.models.list()), "
         "no folder on this machine, and not of the form owner/repository"
     )
+
+
+def _checkpoint_of(found: _Found, asked: str | None) -> str | None:
+    """The weight set that is meant: of a registered name its own."""
+    of_card = None if found.card is None else found.card.checkpoint
+    if found.card is not None and asked is not None and of_card not in (None, asked):
+        raise ConfigError(
+            f"{found.card.name} is the weight set {of_card!r} of its file; leave out checkpoint={asked!r}, or load the "
+            "model of that name"
+        )
+    own_layout = (found.path / MODEL_FILE).is_file()
+    return of_card if asked is None and not own_layout else asked
 
 
 def _hub_name(text: str) -> tuple[str, str] | None:
