@@ -36,3 +36,7 @@ class MissingDependencyError(ScfmError, ImportError):
 
 class OutputError(ScfmError, OSError):
     """A result cannot be written where it was asked for; what stood there is as it was."""
+
+
+class ControlError(ScfmError, RuntimeError):
+    """A control of a comparison does not score as it must, so nothing of the comparison can be trusted."""
