@@ -76,6 +76,12 @@ class Accessor:
 
         return tl.embed(self._adata, *args, **options)
 
+    def denoise(self, *args: Any, **options: Any) -> Any:
+        """`scfm.tl.denoise` on this object."""
+        from scfm import tl
+
+        return tl.denoise(self._adata, *args, **options)
+
     def embedding(self, key: str | None = None) -> Any:
         """`scfm.get.embedding` of this object."""
         from scfm import get

@@ -186,12 +186,12 @@ def embed(
     return target if copy else None
 
 
-def _check_target(adata: Any, *, copy: bool) -> None:
+def _check_target(adata: Any, *, copy: bool, verb: str = "embed") -> None:
     """Raise before the long work if the results could not be written at its end."""
     if not isinstance(adata, AnnData):
         raise ConfigError(
-            f"embed works on an AnnData object, not on a {type(adata).__name__}; open files with scfm.counts.read(path), "
-            "or use the command scfm embed IN OUT"
+            f"{verb} works on an AnnData object, not on a {type(adata).__name__}; open files with scfm.counts.read(path)"
+            + (", or use the command scfm embed IN OUT" if verb == "embed" else "")
         )
     if adata.isbacked and copy:
         raise ConfigError("a backed object has no copy in memory; leave out copy=True, or pass adata.to_memory()")
