@@ -59,6 +59,10 @@ def _scfoundation(test: str) -> str:
     return f"test_golden_scfoundation::test_golden_scfoundation_{test}"
 
 
+def _scmulan(test: str) -> str:
+    return f"test_golden_scmulan::test_golden_scmulan_{test}"
+
+
 def _uce(test: str) -> str:
     return f"test_golden_uce::test_golden_uce_{test}"
 
@@ -328,14 +332,24 @@ SCBERT = (
 
 SCMULAN = (
     Row("gsu_* lognorm_gene_set prompt_*", "reproduced", _tokens("scmulan_prompts")),
+    Row("cell[0-9]_*", "reproduced", _scmulan("hidden_states")),
+    Row("logits_exp_prompt", "reproduced", _scmulan("levels_that_words_would_have")),
+    Row("gen_* coarse_type fine_type", "reproduced", _scmulan("annotation_word_by_word")),
+    Row("step_logits_cls", "reproduced", _scmulan("logits_of_every_step")),
+    Row("cell_embedding", "reproduced", _scmulan("cell_embeddings_where_the_authors_read_them")),
+    Row("kv_*", "reproduced", _scmulan("annotation_with_cached_keys")),
+    Row("sample_*_prompt_*", "reproduced", _scmulan("prompts_of_generated_cells")),
+    Row("sample_*_draws", "given", _scmulan("sampled_cells")),
+    Row("sample_*_full_ids sample_*_full_expr sample_*_full_probs", "reproduced", _scmulan("sampled_cells")),
+    Row("sample_*_top5_ids sample_*_top5_expr sample_*_top5_probs", "reproduced", _scmulan("sampled_cells")),
+    Row("sample_*_expression_row", "reproduced", _scmulan("expression_of_sampled_cells")),
+    Row("greedy_*", "reproduced", _scmulan("likeliest_cells")),
+    Row("loss_logits_* loss_total loss_cls loss_exp", "reproduced", _scmulan("training_objective")),
     Row(
-        "logits_exp_prompt gen_* cell_embedding coarse_type fine_type cell[0-9]_* step_logits_cls",
-        "family not yet offered",
-        why="annotation: states, words and embeddings",
+        "loss_idx loss_x_expr loss_targets loss_y_expr loss_xlen loss_x_prefix_len",
+        "given",
+        _scmulan("training_objective"),
     ),
-    Row("kv_*", "family not yet offered", why="the same with cached keys"),
-    Row("sample_* greedy_*", "family not yet offered", why="generation of cells"),
-    Row("loss_*", "family not yet offered", why="the training objective"),
 )
 
 SCFOUNDATION = (

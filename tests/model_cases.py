@@ -58,6 +58,10 @@ def scfoundation_folder(target: Path) -> Path:
     return copied(checkpoint / "models", target)
 
 
+def scmulan_folder(target: Path) -> Path:
+    return copied(case("scmulan") / "checkpoint", target)
+
+
 WEIGHTS = (
     "models.ckpt",
     "model.safetensors",
@@ -65,10 +69,11 @@ WEIGHTS = (
     "panglao_pretrain.pth",
     "nicheformer.ckpt",
     "4layer_model.torch",
+    "ckpt_scMulan.pt",
 )
 WEIGHT_SET = "cell"
 """Of files that hold several: the one that is read if none is asked for."""
-NESTED = ("model_state_dict", "state_dict")
+NESTED = ("model_state_dict", "state_dict", "model")
 """Under which names files hold the tensors beside other things."""
 
 
@@ -91,6 +96,8 @@ def write_state(folder: Path, state: dict[str, torch.Tensor]) -> None:
         held = read_tensors(path)
         one = {**held.get(WEIGHT_SET, held), "state_dict": state}
         torch.save({**held, WEIGHT_SET: one} if WEIGHT_SET in held else one, path)
+    elif path.name == "ckpt_scMulan.pt":
+        torch.save({**read_tensors(path), "model": state}, path)
     else:
         torch.save(state, path)
 
@@ -101,6 +108,7 @@ TABLES = (
     "pos_emb.emb.weight",
     "pe_embedding.weight",
     "model.pos_emb.weight",
+    "wte.weight",
 )
 
 
@@ -119,7 +127,7 @@ WHOLE_PARTS = {"flag_encoder.weight"}
 
 def some_tokens(model: scfm.models.FoundationModel) -> Tokens:
     rng = np.random.default_rng(0)
-    genes = np.flatnonzero(model.vocabulary.is_gene)
+    genes = np.flatnonzero(model.vocabulary.is_gene[: model.tokenizer.n_ids])
     ids = np.concatenate([rng.permutation(genes)[:n] for n in (5, 9, 7)]).astype(np.int32)
     values = rng.integers(1, 6, len(ids)).astype(np.float32)
     return Tokens(ids=ids, offsets=np.array([0, 5, 14, 21]), values=values)
@@ -136,5 +144,6 @@ FAMILY_CASES = {
     "nicheformer": nicheformer_folder,
     "uce": uce_folder,
     "scfoundation": scfoundation_folder,
+    "scmulan": scmulan_folder,
 }
 """How to make a small checkpoint of each family."""

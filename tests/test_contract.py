@@ -20,6 +20,7 @@ CHECKPOINTS = {
     "uce": "",
     "scbert": "",
     "scfoundation": "",
+    "scmulan": "",
 }
 CONTEXT = {"nicheformer": {"species": "organism", "assay": "assay", "modality": "modality"}}
 """What the models of a family must be told about the cells of its case: columns of obs."""

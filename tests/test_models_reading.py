@@ -47,7 +47,7 @@ def test_unknown_tensor_is_an_error(folder):
 
 def test_missing_tensor_is_an_error(folder):
     state = state_of(folder)
-    dropped = name_in(state, "output.LayerNorm.bias", "norm1.bias", "0.norm.bias")
+    dropped = name_in(state, "output.LayerNorm.bias", "norm1.bias", "0.norm.bias", "ln_1.weight")
     write_state(folder, {k: v for k, v in state.items() if k != dropped})
     with pytest.raises(CheckpointError, match="lacks 1 of the"):
         scfm.models.load(folder)
@@ -70,7 +70,7 @@ def test_every_single_tensor_of_a_file_is_needed_or_ignored_with_a_reason(folder
 
 def test_wrong_shape_is_an_error_that_quotes_both(folder):
     state = state_of(folder)
-    name = name_in(state, "output.dense.bias", "linear2.bias", "w2.bias")
+    name = name_in(state, "output.dense.bias", "linear2.bias", "w2.bias", "ln_2.weight")
     write_state(folder, {**state, name: torch.zeros(len(state[name]) + 1)})
     with pytest.raises(CheckpointError, match=rf"shape \[{len(state[name]) + 1}\], but \[{len(state[name])}\]"):
         scfm.models.load(folder)

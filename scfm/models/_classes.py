@@ -21,10 +21,16 @@ class Classes(NamedTuple):
         (n,) its name, or that of the unassigned.
     probability
         (n,) its probability.
+    labels
+        Names of all k classes.
+    probabilities
+        (n, k) probability of each.
     """
 
     names: NDArray[np.str_]
     probability: NDArray[np.float32]
+    labels: tuple[str, ...]
+    probabilities: NDArray[np.float32]
 
 
 def name_classes(
@@ -53,12 +59,17 @@ def name_classes(
     >>> name_classes(np.array([[3.0, 0.0], [0.2, 0.0]]), ["T cell", "B cell"], threshold=0.6).names.tolist()
     ['T cell', 'Unassigned']
     """
-    if logits.shape[1] != len(labels):
-        raise ConfigError(f"there are {logits.shape[1]} outputs, but {len(labels)} names")
+    return name_likeliest(softmax(np.asarray(logits, dtype=np.float32), axis=1), labels, threshold, unassigned)
+
+
+def name_likeliest(
+    probabilities: NDArray[np.float32], labels: Sequence[str], threshold: float = 0.0, unassigned: str = "Unassigned"
+) -> Classes:
+    """As `name_classes`, from probabilities (n, k); a row adds up to less than 1 where something else may be true."""
+    if probabilities.shape[1] != len(labels):
+        raise ConfigError(f"there are {probabilities.shape[1]} outputs, but {len(labels)} names")
     if not 0 <= threshold <= 1:
         raise ConfigError(f"threshold={threshold} is no probability; it must be between 0 and 1")
-    probability: NDArray[np.float32] = softmax(np.asarray(logits, dtype=np.float32), axis=1)
-    best = probability.max(axis=1)
-    known = best >= threshold
-    names = np.where(known, np.asarray(labels, dtype=str)[probability.argmax(axis=1)], unassigned)
-    return Classes(names, best)
+    best = probabilities.max(axis=1)
+    names = np.where(best >= threshold, np.asarray(labels, dtype=str)[probabilities.argmax(axis=1)], unassigned)
+    return Classes(names, best, tuple(labels), probabilities)

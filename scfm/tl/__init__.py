@@ -5,6 +5,7 @@ from scfm.tl._cell_sentences import cell_sentences, embed_sentences
 from scfm.tl._denoise import denoise
 from scfm.tl._embed import embed
 from scfm.tl._embed_genes import embed_genes
+from scfm.tl._generate import generate
 from scfm.tl._perturb import perturb
 
-__all__ = ["average_genes", "cell_sentences", "denoise", "embed", "embed_genes", "embed_sentences", "perturb"]
+__all__ = ["average_genes", "cell_sentences", "denoise", "embed", "embed_genes", "embed_sentences", "generate", "perturb"]

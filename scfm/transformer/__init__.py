@@ -17,7 +17,7 @@ from scfm.transformer._specs import (
     TermSpec,
     WritingSpec,
 )
-from scfm.transformer._writing import WordRule, Writer, embed_continued, pick, weigh, write
+from scfm.transformer._writing import WordRule, Writer, Written, embed_continued, pick, weigh, write
 
 __all__ = [
     "ATTENTION_NAMES",
@@ -38,6 +38,7 @@ __all__ = [
     "WordRule",
     "Writer",
     "WritingSpec",
+    "Written",
     "choose",
     "embed_continued",
     "make_config",

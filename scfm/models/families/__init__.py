@@ -1,7 +1,7 @@
 """One file per published system."""
 
 from scfm.models._family import Family
-from scfm.models.families import geneformer, nicheformer, scbert, scfoundation, scgpt, uce
+from scfm.models.families import geneformer, nicheformer, scbert, scfoundation, scgpt, scmulan, uce
 
 FAMILIES: dict[str, Family] = {
     f.name: f
@@ -12,6 +12,7 @@ FAMILIES: dict[str, Family] = {
         scbert.FAMILY,
         uce.FAMILY,
         scfoundation.FAMILY,
+        scmulan.FAMILY,
     )
 }
 """Every family that can be read, by name."""
