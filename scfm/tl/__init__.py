@@ -1,11 +1,29 @@
 """Tools: what computes something on an AnnData and writes it there."""
 
+from scfm.tl._align import align
 from scfm.tl._cell_means import average_genes
 from scfm.tl._cell_sentences import cell_sentences, embed_sentences
 from scfm.tl._denoise import denoise
 from scfm.tl._embed import embed
 from scfm.tl._embed_genes import embed_genes
+from scfm.tl._embed_sequences import embed_sequences
 from scfm.tl._generate import generate
 from scfm.tl._perturb import perturb
+from scfm.tl._recommend import Recommendation, recommend
+from scfm.tl._robustness import robustness
 
-__all__ = ["average_genes", "cell_sentences", "denoise", "embed", "embed_genes", "embed_sentences", "generate", "perturb"]
+__all__ = [
+    "Recommendation",
+    "align",
+    "average_genes",
+    "cell_sentences",
+    "denoise",
+    "embed",
+    "embed_genes",
+    "embed_sentences",
+    "embed_sequences",
+    "generate",
+    "perturb",
+    "recommend",
+    "robustness",
+]
