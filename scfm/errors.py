@@ -40,3 +40,7 @@ class OutputError(ScfmError, OSError):
 
 class ControlError(ScfmError, RuntimeError):
     """A control of a comparison does not score as it must, so nothing of the comparison can be trusted."""
+
+
+class TrainingError(ScfmError, RuntimeError):
+    """A training run cannot go on; the message says where it stands and what is kept."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,7 +63,9 @@ class LiveCells:
             for number, file in enumerate(corpus.files):
                 for start in range(0, file.n_cells, _READ_ROWS):
                     stop = min(start + _READ_ROWS, file.n_cells)
-                    tokens = encode_rows(corpus, number, start, stop, encoder, self._matches[number], self._facts[number])
+                    tokens = encode_rows(
+                        corpus, number, start, stop, encoder, self._matches[number], self._facts[number]
+                    )
                     kept.append(tokens.per_cell)
                     lengths.append(tokens.lengths)
                     bar.update(stop - start)
@@ -165,5 +166,3 @@ def _join(pieces: list[tuple[NDArray[np.int64], CountBlock]], n_rows: int) -> Co
     back = np.empty(n_rows, dtype=np.int64)
     back[np.concatenate([places for places, _ in pieces])] = np.arange(n_rows)
     return _pick(joined, back)
-
-

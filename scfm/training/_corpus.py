@@ -128,7 +128,7 @@ class Corpus:
             twice = next(p for p in paths if paths.count(p) > 1)
             raise ConfigError(f"{twice} is in the corpus twice; name each file once")
         wanted = {"donor": donor_key, "dataset": dataset_key, "label": label_key}
-        files, seen = [], {name: 0 for name in wanted}
+        files, seen = [], dict.fromkeys(wanted, 0)
         for name, item in zip(_names(found), found, strict=True):
             files.append(_look(name, item, wanted, seen))
         for kind, column in wanted.items():
@@ -225,7 +225,9 @@ def _expand(source: Source) -> Iterator[Path | AnnData]:
             raise ConfigError(f"no file matches the pattern {text!r}")
         yield from (Path(p) for p in matching)
     else:
-        raise ConfigError(f"there is no file or folder {path}; the corpus takes files, folders and patterns like '*.h5ad'")
+        raise ConfigError(
+            f"there is no file or folder {path}; the corpus takes files, folders and patterns like '*.h5ad'"
+        )
 
 
 def _names(found: Sequence[Path | AnnData]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -174,7 +175,7 @@ class BatchPlan:
             borders = np.concatenate([[0], np.cumsum([len(p) for p in pieces])])
         counts = [
             len(cut(np.sort(self.lengths[cells[a:b]], kind="stable"), settings.batch_tokens)) - 1
-            for a, b in zip(borders[:-1], borders[1:], strict=True)
+            for a, b in itertools.pairwise(borders)
         ]
         return _Epoch(cells, borders.astype(np.int64), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
 
@@ -186,7 +187,7 @@ class BatchPlan:
             cells = rng.permutation(made.cells[made.borders[pool] : made.borders[pool + 1]])
             cells = cells[np.argsort(self.lengths[cells], kind="stable")]
             borders = cut(self.lengths[cells], self.sampling.batch_tokens)
-            batches = [cells[a:b] for a, b in zip(borders[:-1], borders[1:], strict=True)]
+            batches = [cells[a:b] for a, b in itertools.pairwise(borders)]
             self._pools[key] = [batches[i] for i in rng.permutation(len(batches))]
             if len(self._pools) > _KEPT_POOLS:
                 self._pools.popitem(last=False)

@@ -100,7 +100,9 @@ class TokenStore:
     @cached_property
     def index(self) -> CellIndex:
         """One row per cell."""
-        parts = [json.loads((self.folder / PARTS / n / ABOUT).read_text(encoding="utf-8")) for n in self.manifest["parts"]]
+        parts = [
+            json.loads((self.folder / PARTS / n / ABOUT).read_text(encoding="utf-8")) for n in self.manifest["parts"]
+        ]
         rows = [(p["file"], p["start"], p["stop"]) for p in parts]
         tokens = [t for t, _ in self._open]
         columns = {}
@@ -153,7 +155,9 @@ class TokenStore:
                 f"cells before they are tokenized; {again} with --keep {keep}"
             )
         if self.encoder.keep == "tokens" and self.manifest["tokenizer"] != tokenizer_hash(tokenizer):
-            raise ConfigError(f"the token store {self.folder} was made by another tokenizer ({self.encoder.tokenizer!r}); {again}")
+            raise ConfigError(
+                f"the token store {self.folder} was made by another tokenizer ({self.encoder.tokenizer!r}); {again}"
+            )
 
     @classmethod
     def build(
@@ -327,7 +331,9 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
         return
     others = [p.name for p in folder.iterdir() if p.name != ".lock"]
     if others:
-        raise ConfigError(f"{folder} is no token store and not empty ({', '.join(sorted(others)[:3])}); choose a new folder")
+        raise ConfigError(
+            f"{folder} is no token store and not empty ({', '.join(sorted(others)[:3])}); choose a new folder"
+        )
     write_json(file, plan)
 
 

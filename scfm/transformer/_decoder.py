@@ -39,7 +39,7 @@ class Decoder(Stack):
         route = Route(batch, attention)
         x = self.enter(x)
         for block in self.layers:
-            x = block(x, route)
+            x = self.step(block, x, route)
         return self.finish(x).unflatten(0, (batch.n_cells, self.spec.rows))
 
 

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from scfm.errors import ConfigError
 from scfm.transformer._attention import performer_attention, query_only_attention, softmax_attention
@@ -276,7 +277,12 @@ class Route:
 
 
 class Stack(nn.Module):
-    """Blocks and the norms after the last."""
+    """Blocks and the norms after the last.
+
+    With ``checkpointing`` the inside of a block is computed again in the backward pass instead of being remembered.
+    """
+
+    checkpointing = False
 
     def __init__(self, spec: StackSpec) -> None:
         super().__init__()
@@ -284,6 +290,13 @@ class Stack(nn.Module):
         self.final_norms = nn.ModuleList(
             nn.LayerNorm(spec.width, eps=spec.eps, bias=spec.norm_bias) for _ in range(spec.final_norms)
         )
+
+    def step(self, block: nn.Module, x: Tensor, route: Route) -> Tensor:
+        """(T, width) -> (T, width) through one of the blocks."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, x, route, use_reentrant=False)
+            return out
+        return block(x, route)
 
     def finish(self, x: Tensor) -> Tensor:
         """The norms after the last layer."""

@@ -202,7 +202,7 @@ class CellTransformer(PreTrainedModel):
         x = self.embed_input(batch) if inputs is None else inputs
         kept = {0: x} if 0 in wanted else {}
         for k, block in enumerate(self.encoder.layers[: max(wanted, default=self.n_layers)], start=1):
-            x = block(x, route)
+            x = self.encoder.step(block, x, route)
             if k in wanted:
                 kept[k] = x
         final = self.finish(x) if layers is None or not wanted else None

@@ -1,0 +1,308 @@
+"""Which genes vary together? Gene vectors by singular value decomposition of many small data sets: scfm-mini's fit.
+
+A cell's vector is the sum of the vectors of its genes, each times the gene's value. What the fit needs of its data is
+small (`Projection`), so that it can be taken up again with further cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from scfm.errors import CheckpointError
+
+STATISTICS_FILE = "statistics.npz"
+SPARE_AXES = 128
+"""Axes beyond those asked for that are carried from one chunk of cells to the next."""
+
+
+@dataclass(frozen=True)
+class ProjectionRecipe:
+    """How the gene vectors are learnt.
+
+    Parameters
+    ----------
+    n_axes
+        Length of a vector.
+    target_sum
+        Values are log1p of counts per so many.
+    max_cells, min_genes
+        Cells of a set: at most so many, each with so many genes.
+    measured_in
+        Genes are kept that at least this share of the sets measured.
+    scaling, weighting
+        A gene is divided by its standard deviation within sets to this power: while fitting, and in its vector.
+        1 would let the noise of rare genes in deep cells drown everything, 0 hides all but the abundant genes.
+    clip
+        Scaled values are cut there while fitting.
+    whitening
+        Each axis is divided by its singular value to this power.
+    seed
+        Of the sample of cells and of the decomposition.
+    """
+
+    n_axes: int = 192
+    target_sum: float = 300.0
+    max_cells: int = 1500
+    min_genes: int = 100
+    measured_in: float = 0.3
+    scaling: float = 0.75
+    weighting: float = 0.5
+    clip: float = 10.0
+    whitening: float = 0.5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CellSet:
+    """Cells that were measured together.
+
+    Parameters
+    ----------
+    values
+        (n, V) log-normalised values.
+    measured
+        (V,) genes that the set has a column for: a gene that was not measured is not a gene without counts.
+    """
+
+    values: sp.csr_matrix
+    measured: NDArray[np.bool_]
+
+    def sample(self, recipe: ProjectionRecipe) -> CellSet:
+        """At most ``max_cells`` of the cells that express ``min_genes``."""
+        rows = np.flatnonzero(self.values.getnnz(axis=1) >= recipe.min_genes)
+        if len(rows) > recipe.max_cells:
+            rows = np.sort(np.random.default_rng(recipe.seed).choice(rows, recipe.max_cells, replace=False))
+        return CellSet(self.values[rows], self.measured)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What is known of each gene over all sets.
+
+    Parameters
+    ----------
+    n_sets
+        Number of sets.
+    sets, cells
+        (V,) sets that measured the gene, and cells of these.
+    means
+        (V,) sum of the sets' means.
+    squares
+        (V,) squared deviations from the mean of the own set, summed.
+    """
+
+    n_sets: int
+    sets: NDArray[np.float64]
+    cells: NDArray[np.float64]
+    means: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, sets: Sequence[CellSet]) -> Moments:
+        """Of some sets."""
+        measured = np.stack([s.measured for s in sets])
+        means = np.stack([np.asarray(s.values.mean(axis=0)).ravel() for s in sets])
+        squares = np.stack([np.asarray(s.values.power(2).sum(axis=0)).ravel() for s in sets])
+        sizes = np.array([[s.values.shape[0]] for s in sets])
+        within = (squares - sizes * means**2).clip(0) * measured
+        return cls(
+            len(sets),
+            measured.sum(axis=0).astype(float),
+            (sizes * measured).sum(axis=0).astype(float),
+            (means * measured).sum(axis=0),
+            within.sum(axis=0),
+        )
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.n_sets + other.n_sets,
+            self.sets + other.sets,
+            self.cells + other.cells,
+            self.means + other.means,
+            self.squares + other.squares,
+        )
+
+    @property
+    def center(self) -> NDArray[np.float64]:
+        """(V,) mean of the means of the sets that measured a gene; 0 where none did."""
+        return self.means / np.maximum(self.sets, 1)
+
+    def power_of_deviation(self, exponent: float) -> NDArray[np.float64]:
+        """(V,) pooled standard deviation within sets to a power; 0 for genes that do not vary."""
+        deviation = np.sqrt(self.squares / np.maximum(self.cells, 1))
+        varies = deviation > 0
+        return np.where(varies, deviation, 1.0) ** exponent * varies
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """A fit, as much of it as is needed to go on.
+
+    Parameters
+    ----------
+    moments
+        Of the genes.
+    axes
+        (V, k) right singular vectors of the centred, scaled and clipped values; 0 for genes that were left out.
+    singular
+        (k,) singular values.
+    """
+
+    moments: Moments
+    axes: NDArray[np.float64]
+    singular: NDArray[np.float64]
+
+    def vectors(self, recipe: ProjectionRecipe) -> NDArray[np.float64]:
+        """(V, n_axes) vector of each gene, the direction of the mean cell included."""
+        k = recipe.n_axes
+        weight = self.moments.power_of_deviation(-recipe.weighting)
+        return self.axes[:, :k] * weight[:, None] / self.singular[:k] ** recipe.whitening
+
+
+def fit(sets: Sequence[CellSet], recipe: ProjectionRecipe) -> Projection:
+    """Decompose the values of all sets together.
+
+    Each set is centred by its own mean, each gene divided by a power of its standard deviation within the sets that
+    measured it.
+    """
+    sets = [s.sample(recipe) for s in sets]
+    moments = Moments.of(sets)
+    kept = np.flatnonzero(moments.sets / moments.n_sets >= recipe.measured_in)
+    return _decompose(moments, kept, [_scaled(s, moments, kept, recipe) for s in sets], recipe)
+
+
+def extend(projection: Projection, sets: Sequence[CellSet], recipe: ProjectionRecipe) -> Projection:
+    """The fit to the earlier cells and these together, from what the projection kept of the earlier ones.
+
+    Earlier cells count by their ``k`` axes, new ones in full, and a gene that all new sets measured is kept however few
+    of the earlier ones did.
+    """
+    sets = [s.sample(recipe) for s in sets]
+    moments = projection.moments + Moments.of(sets)
+    everywhere = np.logical_and.reduce([s.measured for s in sets])
+    kept = np.flatnonzero((moments.sets / moments.n_sets >= recipe.measured_in) | everywhere)
+    before = projection.moments.power_of_deviation(-recipe.scaling)
+    ratio = np.where(before > 0, moments.power_of_deviation(-recipe.scaling) / np.where(before > 0, before, 1), 0)
+    old = (projection.axes * projection.singular).T * ratio
+    parts = [old[:, kept].astype(np.float32), *(_scaled(s, moments, kept, recipe) for s in sets)]
+    return _decompose(moments, kept, parts, recipe, chunked=True)
+
+
+def finished(vectors: NDArray[np.float64], center: NDArray[np.float64], sets: Iterable[CellSet]) -> NDArray[np.float64]:
+    """Gene vectors without the direction of the mean cell, at a median length of 1 for a cell of the sets.
+
+    A cell's vector then needs no centre: it is a weighted sum over the genes that the cell expresses.
+    """
+    vectors = without(vectors, center)
+    lengths = [np.linalg.norm(s.values @ vectors, axis=1) for s in sets]
+    return vectors / np.median(np.concatenate(lengths))
+
+
+def without(vectors: NDArray[np.float64], center: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Gene vectors (V, d) less their part along the vector of one cell with the values ``center`` (V,)."""
+    middle = center @ vectors
+    return vectors - np.outer(vectors @ middle, middle) / (middle @ middle)
+
+
+def _scaled(cells: CellSet, moments: Moments, kept: NDArray[np.int64], recipe: ProjectionRecipe) -> NDArray[np.float32]:
+    mean = np.asarray(cells.values.mean(axis=0)).ravel()[kept]
+    scale = moments.power_of_deviation(-recipe.scaling)[kept]
+    x = (cells.values[:, kept].toarray() - mean) * scale
+    return np.asarray(x.clip(-recipe.clip, recipe.clip), dtype=np.float32)
+
+
+def _decompose(
+    moments: Moments,
+    kept: NDArray[np.int64],
+    parts: Sequence[NDArray[np.float32]],
+    recipe: ProjectionRecipe,
+    *,
+    chunked: bool = False,
+) -> Projection:
+    rows = parts[0]
+    if chunked:
+        # one part after the other, so that memory does not grow with their number
+        for i, part in enumerate(parts[1:], start=2):
+            rows = np.concatenate([rows, part])
+            if i < len(parts) and len(rows) > recipe.n_axes + SPARE_AXES:
+                singular, axes = _truncated_svd(rows, recipe.n_axes + SPARE_AXES, recipe.seed)
+                rows = (axes * singular).T.astype(np.float32)
+    else:
+        rows = np.concatenate(parts)
+    singular, axes = _truncated_svd(rows, min(recipe.n_axes, *rows.shape), recipe.seed)
+    out = np.zeros((len(moments.means), axes.shape[1]))
+    out[kept] = axes
+    return Projection(moments, out, singular)
+
+
+def _truncated_svd(x: NDArray[np.float32], k: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The k largest singular values and right vectors (columns), each with its largest entry positive.
+
+    By random projection with power iterations (Halko, Martinsson and Tropp 2011).
+    """
+    draws = np.random.default_rng(seed).standard_normal((x.shape[1], k + 20), dtype=np.float32)
+    basis = np.linalg.qr(x @ draws)[0]
+    for _ in range(4):
+        basis = np.linalg.qr(x @ np.linalg.qr(x.T @ basis)[0])[0]
+    _, singular, axes = np.linalg.svd((basis.T @ x).astype(np.float64), full_matrices=False)
+    axes = axes[:k].T
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
+    return singular[:k], axes * np.sign(largest)
+
+
+def save_statistics(
+    folder: str | Path, projection: Projection, recipe: ProjectionRecipe, table: NDArray[np.float64]
+) -> None:
+    """Write what the finished table (V, n_axes) does not say of the fit it came from.
+
+    The axes follow from the table, except for the direction of the mean cell, which is stored.
+    """
+    vectors, m = projection.vectors(recipe), projection.moments
+    middle = m.center @ vectors
+    middle /= np.linalg.norm(middle)
+    length = np.linalg.norm(without(vectors, m.center)) / np.linalg.norm(table)
+    np.savez_compressed(
+        Path(folder) / STATISTICS_FILE,
+        n_sets=m.n_sets,
+        sets=m.sets.astype(np.uint16),
+        cells=m.cells.astype(np.uint32),
+        means=m.means.astype(np.float32),
+        squares=m.squares.astype(np.float32),
+        singular=projection.singular,
+        middle=middle,
+        along=(vectors @ middle).astype(np.float32),
+        length=length,
+    )
+
+
+def load_statistics(folder: str | Path, table: NDArray[np.floating], recipe: ProjectionRecipe) -> Projection:
+    """The fit behind a table (V, n_axes) of gene vectors.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds no statistics, or those of another table.
+    """
+    file = Path(folder) / STATISTICS_FILE
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder} holds no {STATISTICS_FILE}: only models that were fitted as a projection, such as scfm-mini, can be "
+            "adapted; others are fine-tuned"
+        )
+    with np.load(file, allow_pickle=False) as stored:
+        s = {name: stored[name] for name in stored.files}
+    if len(s["along"]) != len(table) or len(s["singular"]) != table.shape[1]:
+        raise CheckpointError(
+            f"{file} is of a table of {len(s['along'])} genes and {len(s['singular'])} axes, the model has {table.shape}"
+        )
+    moments = Moments(int(s["n_sets"]), *(s[name].astype(float) for name in ("sets", "cells", "means", "squares")))
+    vectors = table * float(s["length"]) + np.outer(s["along"], s["middle"])
+    weight = moments.power_of_deviation(-recipe.weighting)
+    axes = vectors * s["singular"] ** recipe.whitening / np.where(weight > 0, weight, 1)[:, None]
+    return Projection(moments, axes, s["singular"])
