@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from torch import Tensor
 
 from scfm.errors import CheckpointError
@@ -16,8 +14,8 @@ from scfm.models._card import ModelCard
 from scfm.models._family import Family, Reading, assemble, pick
 from scfm.models._keys import Key
 from scfm.models._model import FoundationModel
-from scfm.models._reading import as_state, kind_of, mentions, read_tensors, require
-from scfm.tokenizers import BinnedTokenizer, families
+from scfm.models._reading import as_state, mentions, read_tensors, require
+from scfm.models.families._scmulan_words import ALIASES, GENES, HINT, QUESTIONS, WORDS, read_words, tokenizer, writing
 from scfm.transformer import (
     CellTransformerConfig,
     HeadSpec,
@@ -26,17 +24,10 @@ from scfm.transformer import (
     ReadoutSpec,
     StackSpec,
     TermSpec,
-    WritingSpec,
     make_config,
 )
 
-log = logging.getLogger("scfm")
-
 WEIGHTS = "ckpt_scMulan.pt"
-WORDS = "meta_info.pt"
-GENES = "total_gene_list*.txt"
-ALIASES = "GeneSymbolRef*.csv"
-
 LAYER = r"transformer\.h\.(\d+)\."
 WORD_TABLE = "transformer.wte.weight"
 LEVEL_TABLE = "transformer.wee.weight"
@@ -54,20 +45,6 @@ KEYS = (
     Key(r"lm_head\.weight", "heads.word.mlp.linears.0.weight"),
     Key(r"epx_head\.weight", "heads.level.mlp.linears.0.weight"),
 )
-
-END, NAME_CELL, NAME_ORGAN, MAKE_CELL = "<E>", "<PCT>", "<SPToken3>", "<SPToken1>"
-KINDS = {
-    "organ": "organ",
-    "region": "region",
-    "cell_type": "cell_type",
-    "coarse_type": "MCT",
-    "age": "age_bin",
-    "sex": "donor_gender",
-    "status": "sample_status",
-    "technique": "seq_tech",
-}
-"""Our names of the kinds of words, in the order of the authors' prompts as far as these are known, and the authors'."""
-QUESTIONS = {"cell_type": (NAME_CELL, ("coarse_type", "cell_type")), "organ": (NAME_ORGAN, ("organ", "region"))}
 
 
 def config(
@@ -109,21 +86,6 @@ def config(
     )
 
 
-def writing(words: Mapping[str, Any], highest: int) -> WritingSpec:
-    """The kinds of words, and what asks for what."""
-    index = {word: i for i, word in enumerate(words["token_set"])}
-    return WritingSpec(
-        word="word",
-        level="level",
-        start=index[MAKE_CELL],
-        end=index[END],
-        highest=highest,
-        longest=int(words["data_block_size"]),
-        kinds=tuple((ours, tuple(sorted(index[word] for word in words[theirs]))) for ours, theirs in KINDS.items()),
-        questions=tuple((name, index[word], kinds) for name, (word, kinds) in QUESTIONS.items()),
-    )
-
-
 def read(path: Path, checkpoint: str | None = None) -> FoundationModel:
     """A folder with the authors' checkpoint, their words, and their two tables of genes."""
     weights = _weights(path, checkpoint)
@@ -137,7 +99,7 @@ def read(path: Path, checkpoint: str | None = None) -> FoundationModel:
     absent = [name for name in (WORD_TABLE, LEVEL_TABLE, FEED_FORWARD) if name not in state]
     if absent:
         raise CheckpointError(f"{weights} has no {absent[0]}; it is not an scMulan model, or a part of one")
-    words = _words(require(path / WORDS, "the words of the model", FAMILY.companions))
+    words = read_words(path)
     _check(held["model_args"], state, words, weights)
     configured = config(state, held["model_args"], words)
     return assemble(
@@ -146,7 +108,7 @@ def read(path: Path, checkpoint: str | None = None) -> FoundationModel:
             state=state,
             keys=KEYS,
             ignored={},
-            tokenizer=_tokenizer(path, words, len(state[LEVEL_TABLE]) - 1),
+            tokenizer=tokenizer(path, words, len(state[LEVEL_TABLE]) - 1),
             card=_card_of(weights, configured),
             source=str(weights),
             labels={"word": list(words["token_set"])},
@@ -157,25 +119,9 @@ def read(path: Path, checkpoint: str | None = None) -> FoundationModel:
 def _weights(path: Path, checkpoint: str | None) -> Path:
     found = {file.stem: file for file in sorted(path.glob("*.pt")) if file.name != WORDS}
     if not found:
-        require(path / WEIGHTS, "the weight file", FAMILY.companions)
+        require(path / WEIGHTS, "the weight file", HINT)
     usual = Path(WEIGHTS).stem
     return found[pick([*found], checkpoint, [usual] if usual in found else [*found], path)]
-
-
-def _words(path: Path) -> dict[str, Any]:
-    words = read_tensors(path)
-    missing = [name for name in ("token_set", "gene_set", "data_block_size", *KINDS.values()) if name not in words]
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}; it is not the meta_info of scMulan")
-    known = set(words["token_set"])
-    wanted = [END, NAME_CELL, NAME_ORGAN, MAKE_CELL, *words["gene_set"], *(w for k in KINDS.values() for w in words[k])]
-    unknown = [word for word in wanted if word not in known]
-    if unknown or len(known) != len(words["token_set"]):
-        raise CheckpointError(
-            f"{path}: token_set has {len(words['token_set']) - len(known)} words twice and lacks {len(unknown)} words "
-            f"({', '.join(map(str, unknown[:3]))}); the file is damaged or of another release: get it again"
-        )
-    return words
 
 
 def _check(arguments: Mapping[str, Any], state: Mapping[str, Tensor], words: Mapping[str, Any], weights: Path) -> None:
@@ -194,51 +140,6 @@ def _check(arguments: Mapping[str, Any], state: Mapping[str, Tensor], words: Map
         )
     if d % arguments["n_head"]:
         raise CheckpointError(f"the model_args of {weights} name {arguments['n_head']} heads, which do not divide {d}")
-
-
-def _tokenizer(path: Path, words: Mapping[str, Any], n_levels: int) -> BinnedTokenizer:
-    listed = _table(_one(path, GENES, "the list of all genes"), "\t", ["Approved symbol"])["Approved symbol"]
-    genes = [symbol.replace("_", "-") for symbol in listed]
-    absent = sorted(set(words["gene_set"]) - set(genes))
-    if absent:
-        raise CheckpointError(
-            f"the list of all genes in {path} lacks {len(absent)} genes of the model ({', '.join(absent[:3])}); it is of "
-            "another release"
-        )
-    return families.scmulan(words["token_set"], words["gene_set"], genes, _aliases(path), n_levels)
-
-
-def _aliases(path: Path) -> dict[str, str]:
-    """The one approved symbol of each alias or previous symbol that has one, as the authors unify symbols."""
-    file = next(iter(sorted(path.glob(ALIASES))), None)
-    if file is None:
-        log.warning("%s has no %s: with gene_matching='published' no aliases are known", path, ALIASES)
-        return {}
-    columns = ["Alias symbol", "Previous symbol"]
-    table = _table(file, ",", ["Approved symbol", "Status", *columns])
-    approved = table[table["Status"] == "Approved"]
-    targets: dict[str, set[str]] = {}
-    for column in columns:
-        for name, symbol in zip(approved[column], approved["Approved symbol"], strict=True):
-            if name:
-                targets.setdefault(name.replace("_", "-"), set()).add(symbol.replace("_", "-"))
-    return {name: next(iter(found)) for name, found in targets.items() if len(found) == 1}
-
-
-def _one(path: Path, pattern: str, what: str) -> Path:
-    found = sorted(path.glob(pattern))
-    return found[0] if found else require(path / pattern, what, FAMILY.companions)
-
-
-def _table(path: Path, separator: str, columns: Sequence[str]) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is {kind_of(path)}, not a table ({error}); get it again") from error
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise CheckpointError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(str, table.columns[:6]))}")
-    return table
 
 
 def _card_of(weights: Path, configured: CellTransformerConfig) -> ModelCard:
@@ -273,6 +174,5 @@ FAMILY = Family(
     ),
     read=read,
     files=(WEIGHTS, WORDS, GENES, ALIASES),
-    companions=f"an scMulan folder holds {WEIGHTS} and, from the authors' repository, {WORDS} (scMulan/utils), "
-    "total_gene_list_42117.txt and GeneSymbolRef_upd0731.csv (scMulan/reference/GeneSymbolUniform)",
+    companions=HINT,
 )
