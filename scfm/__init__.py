@@ -17,9 +17,11 @@ _PARTS = (
     "genes",
     "get",
     "models",
+    "pl",
     "pp",
     "tl",
     "tokenizers",
+    "training",
     "transformer",
 )
 
