@@ -46,6 +46,7 @@ def all_records() -> Iterator[Recorded]:
     yield geneformer("geneformer_v2")
     yield scgpt()
     yield scbert()
+    yield scfoundation()
     for name in BUILT_IN:
         if name in models.cards():
             yield built_in(name)
@@ -131,6 +132,23 @@ def scbert() -> Recorded:
         genes=tuple(cells.var_names.astype(str)),
         block=block(cells.X[: len(levels)]),
         tokens=tokens(np.tile(np.arange(levels.shape[1]), (len(levels), 1)), lengths, levels),
+        tokenizer=model.tokenizer,
+    )
+
+
+def scfoundation() -> Recorded:
+    """scFoundation: the expressed genes, and the two depths of the default target."""
+    folder, golden, cells = case("scfoundation")
+    model = models.load(folder / "checkpoint")
+    lengths = golden["tok_lengths"][:N_CELLS]
+    n = len(lengths)
+    return Recorded(
+        name="scfoundation",
+        family=model.card.family,
+        origin=OFFICIAL,
+        genes=tuple(cells.var["gene_name"].astype(str)),
+        block=block(cells.X[:n]),
+        tokens=tokens(golden["tok_positions"][:n], lengths, golden["tok_values"][:n]),
         tokenizer=model.tokenizer,
     )
 

@@ -28,7 +28,11 @@ def scgpt() -> Path:
     return case("scgpt") / "checkpoint" / "pretrained"
 
 
-MODELS = {"geneformer": geneformer, "scgpt": scgpt, "scfm-mini": lambda: "scfm-mini"}
+def scfoundation() -> Path:
+    return case("scfoundation") / "checkpoint"
+
+
+MODELS = {"geneformer": geneformer, "scgpt": scgpt, "scfoundation": scfoundation, "scfm-mini": lambda: "scfm-mini"}
 
 
 def check(*args, code: int = 0):

@@ -320,7 +320,8 @@ class FoundationModel:
             raise ConfigError("contextual gene vectors are averages over cells: pass tokens, or kind='input'")
         of_genes = GeneStates(self.transformer, hidden_layer)
         sums = GeneSums(self.tokenizer.n_ids, of_genes.width)
-        for _cells, part, states in self.over_batches(tokens, of_genes, extra=of_genes.extra):
+        n_genes = np.asarray(tokens.per_cell.get("n_detected", tokens.lengths))
+        for _cells, part, states in self.over_batches(tokens[n_genes > 0], of_genes, extra=of_genes.extra):
             sums.add(*of_genes.named(part, states))
         return sums.finish()
 

@@ -18,6 +18,7 @@ from scfm.genes import GeneMatch, GeneVocabulary
 from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._cells import Cells, Slots, distinct, gather
 from scfm.tokenizers._context import ContextOption, resolve_context
+from scfm.tokenizers._edits import put_in_front
 from scfm.tokenizers._layout import assemble, special_ids, statistics
 from scfm.tokenizers._tokens import Tokens
 
@@ -102,6 +103,10 @@ class ReadDepthTokenizer(Tokenizer):
             per_cell=statistics(cells, cells.lengths, np.zeros(block.n_cells)),
             vocabulary=self.vocabulary,
         )
+
+    def overexpress(self, tokens: Tokens, genes: NDArray[np.integer[Any]]) -> Tokens:
+        """The genes at the highest value of the cell, before all others: their order means nothing to the model."""
+        return put_in_front(tokens, genes, self.vocabulary.is_gene)
 
     def _depths(self, depth: NDArray[np.float64], facts: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
         """(n, 2) T and S."""
