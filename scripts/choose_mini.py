@@ -21,17 +21,19 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from evaluate_mini import Cells, folds, log_values, pair, random_projection
-from fit_mini import Recipe, corpus, project, vocabulary, without
+from fit_mini import corpus, vocabulary
 from numpy.typing import NDArray
 
 from scfm import genes
+from scfm.training import _projection as training
+from scfm.training._projection import CellSet, ProjectionRecipe, without
 
 HALVES = (
     ("baron_human_pancreas", "breast_cancer_cell_lines_dropseq", "darmanis_brain_smartseq", "zheng_sorted_mudan"),
     ("heart_san_nuclei_multiome", "lymph_node_ref", "pollen2014_fluidigm", "ipsc_cardiac_fluidigm"),
 )
 PANCREAS = ("baron_human_pancreas", "baron_mouse_pancreas")
-SHIPPED = replace(Recipe(), max_cells=700)
+SHIPPED = replace(ProjectionRecipe(), max_cells=700)
 RECIPES = {
     "as shipped": SHIPPED,
     "256 axes": replace(SHIPPED, n_axes=256),
@@ -123,11 +125,22 @@ def main() -> None:
     files = {**human, **mouse}
     altered = {name: queries(files[name].labelled(10)) for half in HALVES for name in half}
 
-    def projections(recipe: Recipe, pool: Mapping[str, Cells]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    def projections(recipe: ProjectionRecipe, pool: Mapping[str, Cells]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
         left_out = [{*half, *(PANCREAS if PANCREAS[0] in half else ())} for half in HALVES]
-        return [project([cells for name, cells in pool.items() if name not in out], recipe) for out in left_out]
+        fits = [
+            training.fit(
+                [
+                    CellSet(log_values(c.counts, recipe.target_sum), c.measured)
+                    for name, c in pool.items()
+                    if name not in out
+                ],
+                recipe,
+            )
+            for out in left_out
+        ]
+        return [(f.vectors(recipe), f.moments.center) for f in fits]
 
-    def report(name: str, recipe: Recipe, fits: list[tuple[NDArray[Any], NDArray[Any]]], centre: str) -> None:
+    def report(name: str, recipe: ProjectionRecipe, fits: list[tuple[NDArray[Any], NDArray[Any]]], centre: str) -> None:
         maps = [CENTRES[centre](*f) for f in fits]
         embeds = [
             lambda sets, m=m: [m(log_values(s.counts, recipe.target_sum), s.measured) for s in sets] for m in maps
