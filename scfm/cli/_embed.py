@@ -82,7 +82,8 @@ def embed_file(
         else:
             write_all(unfinished, adata, target)
     replaced = " (in place of an earlier run)" if key in before else ""
-    return _written(out, adata, key, time.monotonic() - begin) + replaced
+    fit = f"{genes_line(adata, key)}\n" if asked.get("orthologues") is not None else ""
+    return fit + _written(out, adata, key, time.monotonic() - begin) + replaced
 
 
 def _key(name: str) -> str:
@@ -132,6 +133,18 @@ def _written(out: Path, adata: AnnData, key: str, seconds: float) -> str:
     rows.append((f'obs["{slots.n_tokens}"]', f"{adata.n_obs:,}", "tokens per cell"))
     rows.append((f'uns["{UNS}"]["{key}"]', "", "what was found and done"))
     return f"{out}\n{columns(rows, indent='  ')}\n{adata.n_obs:,} cells in {seconds:.1f} s"
+
+
+def genes_line(adata: AnnData, key: str) -> str:
+    """How the genes fitted, as the report of a result tells."""
+    from scfm.get._slots import UNS
+
+    fit = adata.uns[UNS][key]["coverage"]
+    how = ", ".join(f"{name} {n:,}" for name, n in fit["how"].items())
+    lines = [f"genes: {fit['n_matched']:,} of {fit['n_vars']:,} columns matched by {fit['gene_key']!r} ({how})"]
+    if fit.get("count_coverage"):
+        lines[0] += f", {fit['count_coverage']:.1%} of the counts"
+    return "\n".join([*lines, *(f"  note: {note}" for note in fit.get("notes", ()))])
 
 
 def _shape(array: Any) -> str:

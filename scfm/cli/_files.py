@@ -203,11 +203,13 @@ def _add_results(target: Path, adata: Any, key: str) -> None:
 
     names = Slots(key)
     with h5py.File(target, "r+") as file:
-        _add_column(file, adata.obs, names.n_tokens)
+        if names.n_tokens in adata.obs:
+            _add_column(file, adata.obs, names.n_tokens)
         for group in ("obsm", "varm", "uns"):
             if group not in file:
                 write_elem(file, group, {})
-        write_elem(file["obsm"], names.cells, adata.obsm[names.cells])
+        if names.cells in adata.obsm:
+            write_elem(file["obsm"], names.cells, adata.obsm[names.cells])
         for name in names.of_genes:
             if name in adata.varm:
                 write_elem(file["varm"], name, adata.varm[name])

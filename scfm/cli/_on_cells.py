@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from scfm.cli._app import app
-from scfm.cli._shell import ending_like_ctrl_c
+from scfm.cli._shell import ending_like_ctrl_c, table_of_pairs
 
 WHAT, HOW, GENES, MACHINE = "What is embedded", "How", "Genes", "Machine"
 
@@ -43,6 +43,14 @@ def embed(
         Literal["resolve", "published"],
         typer.Option(help="Resolve old names and aliases, or follow the family's own rule.", rich_help_panel=WHAT),
     ] = "resolve",
+    orthologues: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TABLE",
+            help="Cells of another species than the model: `shipped` (human and mouse), or a table of pairs.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     context: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,6 +114,7 @@ def embed(
       scfm embed cells.h5ad out.h5ad --groupby cell_type
       scfm embed filtered_feature_bc_matrix out.h5ad --model scGPT_human
       scfm embed cells.h5ad out.h5ad --context assay=assay_column
+      scfm embed mouse.h5ad out.h5ad --model geneformer-v2-104m --orthologues shipped
     """
     from scfm.cli._embed import embed_file
 
@@ -125,6 +134,7 @@ def embed(
                 "use_raw": use_raw,
                 "gene_key": gene_key,
                 "gene_matching": gene_matching,
+                "orthologues": table_of_pairs(orthologues),
                 "pooling": pooling,
                 "hidden_layer": hidden_layer,
                 "gene_embeddings": None if gene_embeddings == "none" else gene_embeddings,

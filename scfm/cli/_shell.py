@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -49,6 +49,11 @@ class Commands(TyperGroup):
 def say(text: str) -> None:
     """A line for the person, on stderr."""
     typer.echo(text, err=True)
+
+
+def table_of_pairs(asked: str | None) -> Literal[True] | str | None:
+    """What ``--orthologues`` means to the verbs: ``shipped`` is the table that comes with scfm."""
+    return True if asked == "shipped" else asked
 
 
 def one_line(text: str) -> str:

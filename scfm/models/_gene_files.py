@@ -252,9 +252,10 @@ def _of_anndata(adata: Any, key: str | None, source: str) -> Found:
         if key not in adata.varm:
             raise ConfigError(f"{source} has no varm[{key!r}]; there are {', '.join(adata.varm) or 'none'}")
         return [*adata.var_names], np.asarray(adata.varm[key], dtype=np.float32)
-    held = adata.X[:] if adata.isbacked else adata.X
+    held = adata.X
     if held is None:
         raise CheckpointError(f"{source} has no X; vectors of genes are X with genes as obs, or varm[key]")
+    held = held.to_memory() if hasattr(held, "to_memory") else held
     matrix = held.toarray() if hasattr(held, "toarray") else np.asarray(held)
     return [*adata.obs_names], matrix
 

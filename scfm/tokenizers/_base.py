@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from scfm import counts, genes
@@ -20,6 +22,8 @@ from scfm.genes import GeneMatch, GeneVocabulary
 from scfm.tokenizers._context import ContextOption, from_obs
 from scfm.tokenizers._edits import remove
 from scfm.tokenizers._tokens import Tokens, concatenate
+
+log = logging.getLogger("scfm")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -89,6 +93,7 @@ class Tokenizer(ABC):
         *,
         gene_key: str | None = None,
         gene_matching: Literal["resolve", "published"] = "resolve",
+        orthologues: Literal[True] | str | Path | pd.DataFrame | None = None,
         layer: str | None = None,
         use_raw: bool | None = None,
         context: Mapping[str, Any] | None = None,
@@ -103,6 +108,9 @@ class Tokenizer(ABC):
             An AnnData object or the path of one.
         gene_key, gene_matching
             Column of ``var`` that names the genes (default: found), and the matching policy.
+        orthologues
+            Translates genes of another species than the vocabulary's: True for the shipped one-to-one orthologues of
+            human and mouse, or a table (see `scfm.genes.match`). What was translated and matched is logged.
         layer, use_raw
             Where the counts are (default: found).
         context
@@ -120,7 +128,9 @@ class Tokenizer(ABC):
         if isinstance(adata, (str, Path)):
             adata = counts.read(adata)
         source = counts.find(adata, layer=layer, use_raw=use_raw)
-        match = genes.match(source.var, self.vocabulary, gene_key=gene_key, policy=gene_matching)
+        match = genes.match(
+            source.var, self.vocabulary, gene_key=gene_key, policy=gene_matching, orthologues=orthologues
+        )
         facts = from_obs(self.context_options, context, adata.obs)
 
         def tokenize(block: CountBlock) -> Tokens:
@@ -128,7 +138,18 @@ class Tokenizer(ABC):
             here = {name: v[rows] if np.ndim(v) else v for name, v in facts.items()}
             return self.tokenize_block(block, match, context=here, seed=seed)
 
-        return concatenate(list(in_background(tokenize, source.blocks(block_size))))
+        present: list[float] = []
+
+        def counted(blocks: Iterable[CountBlock]) -> Iterator[CountBlock]:
+            for block in blocks:
+                present.append(float(block.data.sum(dtype=np.float64)))
+                yield block
+
+        tokens = concatenate(list(in_background(tokenize, counted(source.blocks(block_size)))))
+        if orthologues is not None:
+            matched = float(np.sum(tokens.per_cell.get("total_matched", 0.0)))
+            log.info("%s", match.report.with_counts(matched, sum(present)))
+        return tokens
 
     def delete(self, tokens: Tokens, genes: NDArray[np.integer[Any]]) -> Tokens:
         """Tokens of the same cells as if these genes (ids) were absent; a cell that was cut is not refilled."""
