@@ -158,7 +158,7 @@ class OutputConfig:
     checkpoint_every, keep
         Optimizer steps between checkpoints, and how many of the last ones stay.
     log_every, evaluate_every
-        Optimizer steps; ``evaluate_every`` None: ten times in the run.
+        Optimizer steps; ``evaluate_every`` None: ten times in a run, and every 50 steps at most.
     tensorboard
         Whether to write TensorBoard files too.
     progress

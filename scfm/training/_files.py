@@ -100,31 +100,42 @@ def check_space(folder: Path, n_bytes: int, what: str) -> None:
         )
 
 
+_held: set[Path] = set()
+
+
 @contextlib.contextmanager
 def alone_in(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder against other processes; the system lets go of it when the process ends, however it ends.
+    """Hold a folder against others; the system lets go of it when the process ends, however it ends.
 
     Raises
     ------
     ConfigError
-        If another process holds it.
+        If another run holds it.
     OutputError
         If the folder cannot be made.
     """
     with telling(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
+    place = folder.resolve()
     with file:
         try:
+            if place in _held:
+                raise BlockingIOError
             _lock(file)
         except OSError as error:
             raise ConfigError(
                 f"another process is writing {what} into {folder}; wait for it, or choose another folder"
             ) from error
-        yield
+        _held.add(place)
+        try:
+            yield
+        finally:
+            _held.discard(place)
 
 
 def _lock(file: Any) -> None:
+    """A lock of this process alone: workers that are forked from it, and may outlive it, do not hold it."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -132,4 +143,4 @@ def _lock(file: Any) -> None:
 
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -58,6 +58,11 @@ class CsvLog(TrainerCallback):
             writer.writeheader()
             writer.writerows(rows)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Log before each checkpoint, so that a resumed run misses nothing."""
+        if control.should_save:
+            control.should_log = True
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append a row."""
         if not state.is_world_process_zero or not logs or not {"loss", "eval_loss"} & logs.keys():

@@ -185,7 +185,7 @@ def _pretrain(place: _Place, given: Any, settings: PretrainConfig) -> Run:
     # each process drops out other units
     torch.manual_seed(int(stream(settings.run.seed, place.rank, 1)) >> 1)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    metrics = trainer.evaluate() if valid is not None else {}
+    metrics = trainer.last_metrics() if valid is not None else {}
     model.transformer.eval().requires_grad_(True)
     if place.rank == 0:
         _finish(model.to("cpu"), place, settings)
@@ -422,7 +422,7 @@ def _arguments(settings: PretrainConfig, steps: int, place: _Place) -> TrainingA
         logging_steps=out.log_every,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if settings.validation.share or settings.validation.groups else "no",
-        eval_steps=out.evaluate_every or max(steps // 10, 1),
+        eval_steps=out.evaluate_every or max(steps // 10, 50),
         report_to=[],
         disable_tqdm=True,
         **more,

@@ -118,7 +118,6 @@ class CellTrainer(Trainer):
         self._staging: str | None = None
         self._since = time.perf_counter()
         self._begin = self._since
-        self._seen = {"tokens": 0.0, "cells": 0.0}
         super().__init__(model=model, args=args, train_dataset=train, eval_dataset=valid, callbacks=callbacks)
         self.objective = model.objective
 
@@ -203,9 +202,11 @@ class CellTrainer(Trainer):
             now = time.perf_counter()
             read = self.meter.read(self._summed)
             speed = read["tokens"] / max(now - self._since, 1e-9)
-            for name in self._seen:
-                self._seen[name] += read.pop(name)
-            logs = {**logs, **read, **self._seen, "tokens_per_second": speed, "seconds": now - self._begin}
+            # counted on from the last log, which a resumed run finds in its checkpoint
+            before = next((row for row in reversed(self.state.log_history) if "tokens" in row), {})
+            for name in ("tokens", "cells"):
+                read[name] += before.get(name, 0)
+            logs = {**logs, **read, "tokens_per_second": speed, "seconds": now - self._begin}
             self._since = now
             self.meter.clear()
         logs["epoch"] = self._epoch()
@@ -235,6 +236,11 @@ class CellTrainer(Trainer):
         self._since = time.perf_counter()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def last_metrics(self) -> dict[str, float]:
+        """What `evaluate` gives at the step where the run stands; measured only if it was not."""
+        rows = [row for row in self.state.log_history if "eval_loss" in row and row["step"] == self.state.global_step]
+        return {k: v for k, v in rows[-1].items() if k.startswith("eval_")} if rows else self.evaluate()
 
     # what is kept
 

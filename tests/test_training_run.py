@@ -1,0 +1,286 @@
+"""A run learns, stops with a reason, and goes on after whatever stopped it, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from training_cases import cells, corpus_folder, tiny
+
+import scfm
+from scfm.errors import ConfigError, OutputError, TrainingError
+from scfm.training import Corpus, TokenStore, pretrain
+from scfm.training._files import alone_in, check_space, new_folder
+from scfm.training._trainer import last_checkpoint
+from scfm.training.objectives import OBJECTIVES, MaskedGenes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return corpus_folder(tmp_path_factory.mktemp("corpus"))
+
+
+def weights(run_folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_folder / "model" / "model.safetensors")
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_a_run_leaves_a_model_that_embeds_cells(folder, tmp_path):
+    run = pretrain(folder, tiny(tmp_path / "run", run={"steps": 40}))
+    assert {p.name for p in run.folder.iterdir()} >= {"config.yaml", "log.csv", "split.json", "model", "checkpoints"}
+    history = run.history
+    assert (history["step"].max(), len(history["loss"].dropna())) == (40, 40)
+    assert history["loss"].dropna().iloc[-1] < history["loss"].dropna().iloc[0]
+    assert run.metrics["eval_loss"] > 0 and run.metrics["eval_reference"] > 0
+    adata = cells(5, seed=9)
+    scfm.tl.embed(adata, run.folder / "model", progress=False)
+    assert np.isfinite(adata.obsm[next(iter(adata.obsm))]).all()
+    again = scfm.models.load(run.folder / "model")
+    assert again.card.details["training"]["objective"]["share"] == 0.15
+    assert yaml.safe_load((run.folder / "config.yaml").read_text())["objective"]["head"] == "mlm"
+    assert json.loads((run.folder / "split.json").read_text())["groups"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(folder, tmp_path):
+    whole = tiny(tmp_path / "whole")
+    pretrain(folder, whole)
+    parts = tiny(tmp_path / "parts")
+    with pytest.MonkeyPatch.context() as patch:
+        from scfm.training._trainer import CellTrainer
+
+        evaluate = CellTrainer._maybe_log_save_evaluate
+
+        def stop(self, *args, **kwargs):
+            evaluate(self, *args, **kwargs)
+            if self.state.global_step == 5:
+                raise KeyboardInterrupt
+
+        patch.setattr(CellTrainer, "_maybe_log_save_evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(folder, parts)
+    assert last_checkpoint(tmp_path / "parts" / "checkpoints").name == "checkpoint-4"
+    pretrain(folder, parts)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+    logs = [scfm.training.Run(tmp_path / n, None, {}).history for n in ("whole", "parts")]
+    for name in ("step", "loss", "reference", "learning_rate", "grad_norm", "tokens"):
+        np.testing.assert_array_equal(logs[0][name], logs[1][name])
+
+
+SCRIPT = """
+import json, sys
+import torch
+import scfm
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    scfm.training.pretrain(sys.argv[1], json.loads(sys.argv[2]))
+"""
+
+
+def started(script: Path, folder: Path, config: dict, *launcher: str) -> subprocess.Popen:
+    """A process of its own that trains."""
+    script.write_text(SCRIPT)
+    command = [sys.executable, *launcher, str(script), str(folder), json.dumps(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(folder, tmp_path):
+    changes = {"run": {"steps": 150}, "output": {"checkpoint_every": 3, "log_every": 50}}
+    config = tiny(tmp_path / "killed", **changes)
+    process = started(tmp_path / "train.py", folder, {**config, "run": {**config["run"], "num_workers": 1}})
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    try:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline and not (checkpoints / "checkpoint-9").is_dir():
+            time.sleep(0.002)
+        assert process.poll() is None, process.stdout.read().decode()
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "killed" / "model").exists()
+    assert last_checkpoint(checkpoints) is not None
+    pretrain(folder, config)
+    pretrain(folder, tiny(tmp_path / "whole", **changes))
+    assert_equal_weights(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_two_processes_learn_what_one_learns_from_the_doubled_batch(folder, tmp_path):
+    same = {"model": {"dropout": 0.0}}
+    config = tiny(tmp_path / "two", **same)
+    process = started(tmp_path / "train.py", folder, config, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    told = process.communicate(timeout=180)[0].decode()
+    assert process.returncode == 0, told[-3000:]
+    one = pretrain(folder, tiny(tmp_path / "one", run={"accumulation": 2}, **same))
+    two = scfm.training.Run(tmp_path / "two", one.model, {}).history
+    for name in ("loss", "reference", "grad_norm", "eval_loss", "tokens", "cells"):
+        np.testing.assert_allclose(two[name], one.history[name], rtol=2e-5, err_msg=name)
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_each_target_counts_the_same_in_every_batch_and_process(folder, tmp_path):
+    """Gradients of unequal batches add up to that of all their cells at once."""
+    run = pretrain(folder, tiny(tmp_path / "run", run={"steps": 1}))
+    objective = MaskedGenes()
+    model = run.model.transformer.eval()
+    train = one_epoch(folder, run.model, objective, tokens=90)
+    many = [train[i] for i in range(len(train))]
+    counts = {"genes": sum(e.counts["genes"] for e in many)}
+    assert len({e.counts["genes"] for e in many}) > 1
+
+    def gradient(examples):
+        model.zero_grad()
+        for example in examples:
+            sums = objective.losses(model, example.batch, example.targets)
+            (sums["genes"] / counts["genes"]).backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    whole = one_epoch(folder, run.model, objective, tokens=10**6)
+    together = [whole[i] for i in range(len(whole))]
+    assert sum(e.counts["genes"] for e in together) == counts["genes"]
+    for a, b in zip(gradient(many), gradient(together), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def one_epoch(folder, model, objective, tokens):
+    from scfm.training._cells import LiveCells
+    from scfm.training._data import Batches
+    from scfm.training._encode import Encoder
+    from scfm.training._sampler import BatchPlan, Sampling
+
+    live = LiveCells(Corpus.open(folder), Encoder(model.tokenizer, objective.keep))
+    plan = BatchPlan(live.index, np.arange(len(live.index)), Sampling(tokens), objective.cost(live.index.length, model))
+    return Batches(live, plan, objective, plan.n_batches(0), frozenset(model.config.cell_channels))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_store_trains_like_the_files_whatever_the_number_of_workers(folder, tmp_path, workers):
+    run = pretrain(folder, tiny(tmp_path / "files"))
+    store = TokenStore.build(Corpus.open(folder), run.model.tokenizer, tmp_path / "store", progress=False)
+    # the tokenizer is made of the corpus, so a run from a store starts from a model that has it
+    start = {"start": str(run.folder / "model"), "fresh": True}
+    for name, source in (("a", folder), ("b", store)):
+        pretrain(source, tiny(tmp_path / name, model=start, run={"num_workers": workers if name == "b" else 0}))
+    assert_equal_weights(tmp_path / "a", tmp_path / "b")
+
+
+def test_checkpointing_and_bfloat16_train(folder, tmp_path):
+    plain = pretrain(folder, tiny(tmp_path / "plain"))
+    again = pretrain(folder, tiny(tmp_path / "again", run={"checkpointing": True}))
+    assert_equal_weights(plain.folder, again.folder)
+    half = pretrain(folder, tiny(tmp_path / "half", run={"precision": "bfloat16"}))
+    assert half.model.dtype == torch.float32
+    np.testing.assert_allclose(half.history["loss"].dropna(), plain.history["loss"].dropna(), rtol=0.05)
+    assert not np.array_equal(half.history["loss"].dropna(), plain.history["loss"].dropna())
+
+
+# what stops a run
+
+
+def test_a_loss_that_is_no_number_stops_with_the_cells(folder, tmp_path, monkeypatch):
+    losses = MaskedGenes.losses
+    monkeypatch.setattr(
+        MaskedGenes, "losses", lambda self, *a: {k: v * float("nan") for k, v in losses(self, *a).items()}
+    )
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 1, on a batch of row \d+ of study\d"):
+        pretrain(folder, tiny(tmp_path / "run"))
+
+
+def test_a_full_disk_is_told_before_training(folder, tmp_path):
+    with pytest.raises(OutputError, match=r"needs about 1e\+09 GB"):
+        check_space(tmp_path / "not" / "there", 10**18, "the run")
+
+
+def test_a_folder_that_is_not_finished_does_not_appear(tmp_path):
+    with pytest.raises(RuntimeError, match="stop"), new_folder(tmp_path / "a") as partial:
+        (partial / "file").write_text("half")
+        raise RuntimeError("stop")
+    assert not (tmp_path / "a").exists()
+    with new_folder(tmp_path / "a") as partial:
+        assert not list(partial.iterdir())
+    assert (tmp_path / "a").is_dir()
+
+
+def test_only_one_process_writes_a_run(folder, tmp_path):
+    with alone_in(tmp_path / "run", "x"), pytest.raises(ConfigError, match="another process is writing a training run"):
+        pretrain(folder, tiny(tmp_path / "run"))
+
+
+def test_a_folder_with_something_else_is_left_alone(folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(ConfigError, match=r"not empty \(thesis.txt\)"):
+        pretrain(folder, tiny(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
+
+
+def test_a_run_with_other_settings_is_left_alone(folder, tmp_path):
+    run = pretrain(folder, tiny(tmp_path / "run"))
+    before = weights(run.folder)
+    with pytest.raises(ConfigError, match=r"other settings \(run.learning_rate\)"):
+        pretrain(folder, tiny(tmp_path / "run", run={"learning_rate": 0.1}))
+    assert before.keys() == weights(run.folder).keys()
+
+
+def test_an_empty_corpus_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="the corpus is empty"):
+        pretrain(None, tiny(tmp_path / "run"))
+
+
+def test_genes_of_another_kind_are_an_error_that_names_the_file(folder, tmp_path):
+    start = pretrain(folder, tiny(tmp_path / "first", run={"steps": 1})).folder / "model"
+    strange = cells(30, names=[f"thing{i}" for i in range(60)])
+    strange.write_h5ad(tmp_path / "strange.h5ad")
+    with pytest.raises(scfm.errors.GeneMatchError, match="strange of the corpus"):
+        pretrain([folder, tmp_path / "strange.h5ad"], tiny(tmp_path / "run", model={"start": str(start)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": {"learnig_rate": 1}}, r"unknown entry run.learnig_rate \(did you mean learning_rate\?\)"),
+        ({"objective": {"name": "masked_gene"}}, r"did you mean masked_genes\?"),
+        ({"objective": {"shar": 0.1}}, r"unknown entry objective.shar \(did you mean share\?\)"),
+        ({"run": {"steps": "many"}}, "run.steps is 'many', expected a whole number"),
+        ({"run": {"steps": 0}}, "run.steps is 0; it must be above 0"),
+        ({"run": {"schedule": "cosin"}}, r"run.schedule is 'cosin' \(did you mean cosine\?\)"),
+        ({"model": {"width": 15}}, "model.width 15 is no multiple of model.n_heads 2"),
+        ({"validation": {"by": "dataset", "groups": ["nobody"]}}, "no dataset 'nobody' to hold out"),
+        ({"sampling": {"weights": {"a": 1.0}}}, "needs sampling.weights_by"),
+        ({"objective": {"name": "next_word"}}, "the answer would be part of the input"),
+        ({"objective": {"name": "masked_levels"}}, "reads no values: use masked_genes"),
+        ({"objective": {"name": "generative"}}, "needs a model with tokens that ask"),
+        ({"objective": {"name": "read_depth"}}, "needs tokens that say the depth"),
+    ],
+)
+def test_what_cannot_be_is_told_before_training(folder, tmp_path, changes, message):
+    config = tiny(tmp_path / "run", **changes)
+    if "objective" in changes and "name" not in changes["objective"]:
+        config["objective"]["name"] = "masked_genes"
+    with pytest.raises(ConfigError, match=message):
+        pretrain(folder, config)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_every_objective_has_a_name_and_settings():
+    for name, kind in OBJECTIVES.items():
+        assert kind.name == name
+        assert kind().terms
