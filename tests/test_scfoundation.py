@@ -19,6 +19,7 @@ from scfm.errors import CheckpointError, ConfigError
 from scfm.models._reading import read_tensors
 from scfm.models.families import _scfoundation_genes, scfoundation
 from scfm.transformer import CellTransformer, DecoderSpec, PartSpec, ReadoutSpec, StackSpec, TermSpec, make_config, pack
+from scfm.transformer._decoder import keys_only
 
 N_GENES, WIDTH, LAYERS, HEADS, BINS = 19_264, 768, 12, 12, 100
 INNER, DECODER_LAYERS, DECODER_HEADS, HEAD_DIM, FEATURES = 512, 6, 8, 64, 266
@@ -338,6 +339,36 @@ def test_all_genes_of_a_cell_of_the_published_size_stay_below_a_gigabyte():
         [sys.executable, "-c", WHOLE_CELL, str(Path(__file__).parent)], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 1e9
+
+
+def test_a_masked_gene_teaches_both_stacks_and_is_not_seen_by_the_first(folder):
+    model = scfm.models.load(folder, checkpoint="gene").transformer
+    tokens = {"ids": np.array([3, 5, 160, 161]), "values": np.array([np.nan, 2.0, 4.0, 3.0], dtype=np.float32)}
+    masked = pack(tokens, np.array([0, 4]), keys=np.array([False, True, True, True]))
+    without = pack({name: column[1:] for name, column in tokens.items()}, np.array([0, 3]))
+    torch.testing.assert_close(model(keys_only(masked)), model(without))
+    model.head("expression", masked)[0, 3].sum().backward()
+    bins = model.terms["value"].bins
+    for weight in (bins.mask.weight, bins.table.weight, model.encoder.layers[0].qkv.weight, model.decoder.enter.weight):
+        assert weight.grad.abs().sum() > 0
+
+
+def test_half_precision_keeps_the_direction_of_genes(folder, cells):
+    model = scfm.models.load(folder, checkpoint="gene")
+    tokens = model.tokenize(cells)
+    full = model.decode(tokens)
+    half = model.to("cpu", "bfloat16").decode(tokens)
+    cosine = (full * half).sum(-1) / (np.linalg.norm(full, axis=-1) * np.linalg.norm(half, axis=-1))
+    assert cosine.min() > 0.999
+
+
+def test_gene_vectors_of_groups_are_means_of_the_decoder(folder, cells):
+    model = scfm.models.load(folder, checkpoint="gene")
+    scfm.tl.embed_genes(cells, model, groupby="cell_type", key_added="genes", progress=False)
+    of_group = model.decode(model.tokenize(cells), [gene := "CD3E"])[cells.obs["cell_type"] == "B"].mean(axis=0)
+    column = list(cells.var["gene_name"]).index(gene)
+    np.testing.assert_allclose(cells.varm["genes_groups"][column, 0], of_group[0], atol=1e-5)
+    assert (cells.varm["genes_n_cells"][column] == cells.obs["cell_type"].value_counts(sort=False)).all()
 
 
 def test_cells_of_a_batch_are_decoded_apart(folder):

@@ -11,6 +11,7 @@ import torch
 from scfm.transformer import (
     CellTransformer,
     CellTransformerConfig,
+    DecoderSpec,
     HeadSpec,
     MLPSpec,
     PartSpec,
@@ -147,19 +148,16 @@ def test_scmulan_has_the_published_size() -> None:
 
 
 def test_scfoundation_encoder_and_decoder_have_the_published_sizes() -> None:
-    encoder = make_config(
+    decoder = StackSpec(
+        6, 512, 8, 64, 2048, norm="pre", activation="gelu", attention="performer", n_features=266, final_norms=2
+    )
+    config = make_config(
         encoder=StackSpec(12, 768, 12, 64, 3072, final_norms=1),
         terms={"gene": TermSpec("table", rows=19_267), "value": TermSpec("bins", "values", rows=100)},
-        readouts=MEAN,
-    )
-    decoder = make_config(
-        encoder=StackSpec(
-            6, 512, 8, 64, 2048, norm="pre", activation="gelu", attention="performer", n_features=266, final_norms=2
-        ),
-        terms={"encoded": TermSpec("table", rows=0, mlp=MLPSpec((768, 512)))},
-        heads={"expression": HeadSpec("tokens", MLPSpec((512, 1)))},
+        decoder=DecoderSpec(decoder, rows=19_266),
+        heads={"expression": HeadSpec("genes", MLPSpec((512, 1)))},
         readouts=MEAN,
     )
     padding_row = 768
-    assert n_parameters(encoder) + n_parameters(decoder) + padding_row == 119_252_285
-    assert sum(b.numel() for b in on_meta(decoder).buffers()) == 6 * 266 * 64
+    assert n_parameters(config) + padding_row == 119_252_285
+    assert sum(b.numel() for b in on_meta(config).buffers()) == 6 * 266 * 64
