@@ -312,6 +312,14 @@ def test_groups_of_a_table_are_refused(table):
         scfm.tl.embed_genes(small(), table, groupby="label")
 
 
+@pytest.mark.parametrize("options", [{"kind": None}, {"kind": "output"}, {"groupby": "nothing"}, {"hidden_layer": 99}])
+def test_impossible_arguments_are_refused(cells, geneformer, options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        scfm.tl.embed_genes(cells, geneformer, progress=False, **options)
+    with pytest.raises(ConfigError, match="embed_genes works on an AnnData"):
+        scfm.tl.embed_genes("cells.h5ad", geneformer)
+
+
 def test_nothing_is_written_where_no_gene_matches(table):
     adata = small(["X1", "X2"])
     with pytest.raises(GeneMatchError):

@@ -14,9 +14,10 @@ from scfm.evaluation import health
 from scfm.get._slots import UNS, Slots, key_of, plain
 from scfm.models._gene_files import gene_table, is_table_name
 from scfm.models._gene_means import SCALES, scaled, weighted_sums
-from scfm.models._registry import load
+from scfm.models._model import FoundationModel
 from scfm.tl._embed import _check_target
-from scfm.tl._embed_genes import Orthologues, _name_of, facts_of_table
+from scfm.tl._embed_genes import Orthologues, facts_of_table, name_of_table
+from scfm.tl._open import open_model
 
 log = logging.getLogger("scfm")
 
@@ -84,14 +85,14 @@ def average_genes(
     Chen & Zou, *Simple and effective embedding model for single-cell biology built from ChatGPT*, Nature Biomedical
     Engineering 2024.
     """
-    _check_target(adata, copy=copy)
+    _check_target(adata, copy=copy, verb="average_genes")
     if scale not in SCALES:
         raise ConfigError(f"scale={scale!r} is not one of {', '.join(SCALES)}")
     if target_sum <= 0:
         raise ConfigError(f"target_sum={target_sum}; counts are scaled to a positive number, usually 10,000")
-    given = source if is_table_name(source) or not isinstance(source, str) else load(source)
+    given = source if is_table_name(source) else open_model(source)
     table = gene_table(given, key=table_key, species=species)
-    name = given.card.name if hasattr(given, "card") else _name_of(source, table)
+    name = given.card.name if isinstance(given, FoundationModel) else name_of_table(source, table)
     key = key_of(key_added or f"{name}_cells")
     found = counts.find(adata, layer=layer, use_raw=use_raw)
     match = genes.match(found.var, table.vocabulary, gene_key=gene_key, policy=gene_matching, orthologues=orthologues)

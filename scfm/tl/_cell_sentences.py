@@ -104,7 +104,7 @@ def embed_sentences(
     CountsError, ConfigError
         If there are no usable counts, or the vectors do not belong to the sentences.
     """
-    _check_target(adata, copy=copy)
+    _check_target(adata, copy=copy, verb="embed_sentences")
     texts = cell_sentences(adata, n_genes=n_genes, prefix=prefix, gene_key=gene_key, layer=layer, use_raw=use_raw)
     there = np.flatnonzero((texts != prefix).to_numpy())
     found = _vectors(encode, [*texts.iloc[there]], there, adata.n_obs)

@@ -24,11 +24,11 @@ from scfm.models._gene_table import GeneTable
 from scfm.models._stream import BLOCK_ROWS, Job, embed_blocks
 from scfm.tl._embed import _check_target, _gene_kind
 from scfm.tl._gene_slots import columns_of_var, coverage, gene_arrays, groups_of, rows_of
-from scfm.tokenizers import from_obs
-from scfm.tokenizers._context import resolve_context
+from scfm.tl._open import Opened, open_cells, open_model
 
 log = logging.getLogger("scfm")
 
+KINDS = ("auto", "contextual", "input")
 Orthologues = Literal[True] | str | Path | pd.DataFrame | None
 
 
@@ -111,65 +111,106 @@ def embed_genes(
     >>> scfm.tl.embed_genes(adata, "scfm-mini", kind="input")
     >>> scfm.get.nearest_genes(adata, "scfm_mini_genes", "CD3E", n=3)["neighbour"].tolist()  # doctest: +SKIP
     """
-    _check_target(adata, copy=copy)
+    _check_target(adata, copy=copy, verb="embed_genes")
+    if kind not in KINDS:
+        raise ConfigError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
     if is_table_name(source):
         if groupby is not None:
             raise ConfigError(
                 "groupby= needs contextual gene embeddings, from a model; a table has one vector per gene"
             )
         table = gene_table(source, key=table_key, species=species)
-        key = _free_key(adata, key_added or _name_of(source, table))
+        key = _free_key(adata, key_added or name_of_table(source, table))
         match = genes.match(
             adata.var, table.vocabulary, gene_key=gene_key, policy=gene_matching, orthologues=orthologues
         )
-        in_varm = {Slots(key).genes: table.rows(match.columns)}
         facts = facts_of_table(table, match, _with_counts(adata, match, layer, use_raw))
-        return _finish(adata, key, in_varm, facts, copy=copy)
-
-    loaded = source if isinstance(source, models.FoundationModel) else models.load(source, family, revision, checkpoint)
-    loaded = loaded.for_context(context).to(device, dtype, attn_implementation)
+        return _finish(adata, key, {Slots(key).genes: table.rows(match.columns)}, facts, copy=copy)
+    loaded = open_model(
+        source,
+        checkpoint=checkpoint,
+        family=family,
+        revision=revision,
+        context=context,
+        device=device,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+    )
     key = _free_key(adata, key_added or f"{loaded.card.name}_genes")
     chosen = _gene_kind(kind, loaded)
     groups, names = groups_of(adata, groupby, chosen)
     if chosen == "input":
-        match = genes.match(
-            adata.var, loaded.vocabulary, gene_key=gene_key, policy=gene_matching, orthologues=orthologues
-        )
-        columns = np.asarray(match.columns, dtype=np.int64)
-        in_varm = {Slots(key).genes: rows_of(loaded.embed_genes(kind="input"), columns)[0]}
-        facts = {"parameters": _parameters(loaded, match, "input", hidden_layer), "coverage": coverage(match.report)}
-        return _finish(adata, key, in_varm, _named(loaded, facts), copy=copy)
-
+        in_varm, facts = _own_vectors(adata, loaded, Slots(key), gene_key, gene_matching, orthologues)
+        return _finish(adata, key, in_varm, facts, copy=copy)
     loaded.transformer.layer_number(hidden_layer)
-    found = counts.find(adata, layer=layer, use_raw=use_raw)
-    match = genes.match(found.var, loaded.vocabulary, gene_key=gene_key, policy=gene_matching, orthologues=orthologues)
-    options = loaded.tokenizer.context_options
-    facts_of_cells = from_obs(options, context, adata.obs)
-    resolve_context(options, facts_of_cells, adata.n_obs)
+    opened = open_cells(
+        adata,
+        loaded,
+        layer=layer,
+        use_raw=use_raw,
+        gene_key=gene_key,
+        gene_matching=gene_matching,
+        orthologues=orthologues,
+        context=context,
+    )
     job = Job(
-        match=match,
-        context=facts_of_cells,
+        match=opened.match,
+        context=opened.context,
         seed=seed,
         hidden_layer=hidden_layer,
         batch_tokens=batch_tokens,
         genes=True,
         groups=groups,
     )
-    with tqdm(total=adata.n_obs, desc=loaded.card.name, unit="cell", disable=not progress) as bar:
+    in_varm, facts = _means_over_cells(adata, opened, job, Slots(key), names, progress=progress)
+    return _finish(adata, key, in_varm, facts, copy=copy)
+
+
+def _own_vectors(
+    adata: AnnData,
+    model: models.FoundationModel,
+    slots: Slots,
+    gene_key: str | None,
+    gene_matching: Literal["resolve", "published"],
+    orthologues: Orthologues,
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """What goes into ``.varm``, and the facts, from a model's input vectors."""
+    match = genes.match(adata.var, model.vocabulary, gene_key=gene_key, policy=gene_matching, orthologues=orthologues)
+    vectors, _ = rows_of(model.embed_genes(kind="input"), np.asarray(match.columns, dtype=np.int64))
+    parameters = {"gene_matching": match.report.policy, "gene_embeddings": "input"}
+    return {slots.genes: vectors}, {
+        **_named(model),
+        "parameters": parameters,
+        "coverage": coverage(match.report),
+    }
+
+
+def _means_over_cells(
+    adata: AnnData, opened: Opened, job: Job, slots: Slots, groups: list[str], *, progress: bool
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """What goes into ``.varm``, and the facts, from one pass over the cells."""
+    model, source = opened.model, opened.source
+    with tqdm(total=adata.n_obs, desc=model.card.name, unit="cell", disable=not progress) as bar:
         result = (
-            embed_dask(loaded, found, job, bar)
-            if found.is_dask
-            else embed_blocks(loaded, found.blocks(BLOCK_ROWS), job, bar)
+            embed_dask(model, source, job, bar)
+            if source.is_dask
+            else embed_blocks(model, source.blocks(BLOCK_ROWS), job, bar)
         )
-    in_varm = gene_arrays(Slots(key), loaded, columns_of_var(adata, found, match), result, "contextual", names)
+    columns = columns_of_var(adata, source, opened.match)
     present, matched = (float(result.per_cell[n].sum()) for n in ("present", "total_matched"))
     facts = {
-        "parameters": _parameters(loaded, match, "contextual", hidden_layer),
-        "counts": found.report.to_dict(),
-        "coverage": coverage(match.report.with_counts(matched, present)),
-        **({"groups": names} if names else {}),
+        **_named(model),
+        "parameters": {
+            "hidden_layer": model.config.hidden_layer if job.hidden_layer is None else job.hidden_layer,
+            "gene_matching": opened.match.report.policy,
+            "gene_embeddings": "contextual",
+            "seed": job.seed,
+        },
+        "counts": source.report.to_dict(),
+        "coverage": coverage(opened.match.report.with_counts(matched, present)),
+        **({"groups": groups} if groups else {}),
     }
-    return _finish(adata, key, in_varm, _named(loaded, facts), copy=copy)
+    return gene_arrays(slots, model, columns, result, "contextual", groups), facts
 
 
 def _free_key(adata: AnnData, name: str) -> str:
@@ -183,7 +224,8 @@ def _free_key(adata: AnnData, name: str) -> str:
     return key
 
 
-def _name_of(source: Any, table: GeneTable) -> str:
+def name_of_table(source: Any, table: GeneTable) -> str:
+    """The key of a table's vectors where none is given: the name of its file."""
     if isinstance(source, str | Path):
         return Path(source).name.split(".")[0]
     return "genes" if table.source.startswith(("a ", "an ", "the ")) else Path(table.source).name.split(".")[0]
@@ -221,15 +263,8 @@ def facts_of_table(table: GeneTable, match: genes.GeneMatch, of_counts: Mapping[
     }
 
 
-def _named(model: models.FoundationModel, facts: dict[str, Any]) -> dict[str, Any]:
-    return {"model": model.card.name, "family": model.card.family, "version": version("scfm"), **facts}
-
-
-def _parameters(
-    model: models.FoundationModel, match: genes.GeneMatch, kind: str, hidden_layer: int | None
-) -> dict[str, Any]:
-    layers = {"hidden_layer": model.config.hidden_layer if hidden_layer is None else hidden_layer}
-    return {"gene_matching": match.report.policy, "gene_embeddings": kind, **(layers if kind == "contextual" else {})}
+def _named(model: models.FoundationModel) -> dict[str, Any]:
+    return {"model": model.card.name, "family": model.card.family, "version": version("scfm")}
 
 
 def _finish(
