@@ -26,7 +26,11 @@ _READ_ROWS = 1024
 class Cells(Protocol):
     """What training reads."""
 
-    index: CellIndex
+    @property
+    def index(self) -> CellIndex:
+        """One row per cell."""
+        ...
+
     encoder: Encoder
 
     def read(self, cells: NDArray[np.int64]) -> Tokens:

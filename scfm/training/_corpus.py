@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from anndata import AnnData
@@ -27,7 +27,7 @@ DATASET_COLUMNS = ("dataset", "dataset_id", "study")
 UNKNOWN = "unknown"
 _OPEN_AT_ONCE = 16
 
-Source = str | Path | AnnData
+Source: TypeAlias = str | Path | AnnData
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,7 +114,8 @@ class Board(TrainerCallback):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.writer = folder, None
+        self.folder = folder
+        self.writer: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open it; what an interrupted run wrote of later steps is passed over by TensorBoard."""

@@ -119,7 +119,8 @@ class CellTrainer(Trainer):
         self._since = time.perf_counter()
         self._begin = self._since
         super().__init__(model=model, args=args, train_dataset=train, eval_dataset=valid, callbacks=callbacks)
-        self.objective = model.objective
+        self.objective: Objective = model.objective
+        self.control: Any = self.control
 
     # what is read
 
@@ -203,7 +204,7 @@ class CellTrainer(Trainer):
             read = self.meter.read(self._summed)
             speed = read["tokens"] / max(now - self._since, 1e-9)
             # counted on from the last log, which a resumed run finds in its checkpoint
-            before = next((row for row in reversed(self.state.log_history) if "tokens" in row), {})
+            before: dict[str, float] = next((row for row in reversed(self.state.log_history) if "tokens" in row), {})
             for name in ("tokens", "cells"):
                 read[name] += before.get(name, 0)
             logs = {**logs, **read, "tokens_per_second": speed, "seconds": now - self._begin}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, cat
 from torch.nn import functional as F
 
@@ -83,10 +85,10 @@ def binary_sum(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum")
 
 
-def _head(model: CellTransformer, name: str, feeds: tuple[str, ...]):  # type: ignore[no-untyped-def]
+def _head(model: CellTransformer, name: str, feeds: tuple[str, ...]) -> Any:
     if name not in model.heads:
         raise ConfigError(f"the model has no head {name!r}; it has {', '.join(model.heads) or 'none'}")
-    head = model.heads[name]
-    if head.spec.feed not in feeds:  # type: ignore[union-attr]
-        raise ConfigError(f"the head {name!r} is fed {head.spec.feed}, not {' or '.join(feeds)}")  # type: ignore[union-attr]
+    head: Any = model.heads[name]
+    if head.spec.feed not in feeds:
+        raise ConfigError(f"the head {name!r} is fed {head.spec.feed}, not {' or '.join(feeds)}")
     return head

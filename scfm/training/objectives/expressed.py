@@ -128,7 +128,7 @@ def _needs_context(model: FoundationModel) -> bool:
 
 def without(counts: Tokens, hidden: NDArray[np.bool_]) -> Tokens:
     """Kept counts without some genes; the totals go down with them."""
-    gone = np.bincount(cell_of(counts), np.where(hidden, counts.values, 0), minlength=len(counts))
+    gone = np.bincount(cell_of(counts), np.where(hidden, np.asarray(counts.values), 0), minlength=len(counts))
     left = subset(counts, ~hidden)
     less = {name: left.per_cell[name] - gone for name in ("total", "depth")}
     return replace(left, per_cell={**left.per_cell, **less})

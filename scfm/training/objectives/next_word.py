@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -69,13 +70,16 @@ class NextWord(Objective):
         order = np.lexsort(
             (cells.draws.uniform(_ORDER, tokens.offsets), np.repeat(np.arange(len(tokens)), tokens.lengths))
         )
-        pieces_ids, pieces_values, lengths = [], [], []
+        pieces_ids: list[NDArray[Any]] = []
+        pieces_values: list[NDArray[Any]] = []
+        lengths = []
         values = np.asarray(tokens.values)
+        first, last = words.specials[self.start], words.specials[self.end]
         for a, b in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
             here = order[a:b] if self.shuffle else np.arange(a, b)
             here = here[genes[here]]
-            pieces_ids += [[words.specials[self.start]], tokens.ids[here], [words.specials[self.end]]]
-            pieces_values += [[0.0], values[here], [0.0]]
+            pieces_ids += [np.array([first]), tokens.ids[here], np.array([last])]
+            pieces_values += [np.zeros(1), values[here], np.zeros(1)]
             lengths.append(len(here) + 2)
         written = Tokens(
             ids=np.concatenate(pieces_ids).astype(np.int32),

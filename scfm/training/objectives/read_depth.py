@@ -78,10 +78,8 @@ class ReadDepth(Objective):
         thin = (cells.draws.per_cell(_WHETHER) < self.thinned_share) & (depth >= self.deep)
         share = np.array([cells.draws.generator(_SHARE, i).beta(2, 2) for i in range(len(raw))])
         read = thinned(raw, np.where(thin, share, 1.0), cells.draws, _THIN)
-        tokenizer = cells.encoder.tokenizer
-        if not isinstance(tokenizer, ReadDepthTokenizer):
-            need(False, "read-depth recovery needs a ReadDepthTokenizer")
-        return self.hide(cells, cells.tokenize(read), log_values(raw, tokenizer.target_sum), depth)
+        target_sum: float = getattr(cells.encoder.tokenizer, "target_sum", 1e4)
+        return self.hide(cells, cells.tokenize(read), log_values(raw, target_sum), depth)
 
     def hide(self, cells: CellBatch, read: Tokens, full: Tokens, depth: NDArray[np.float64]) -> Example:
         """The example in which genes of what is read are hidden.
