@@ -27,7 +27,7 @@ class Classes(NamedTuple):
         (n, k) probability of each.
     """
 
-    names: NDArray[np.str_]
+    names: NDArray[Any]
     probability: NDArray[np.float32]
     labels: tuple[str, ...]
     probabilities: NDArray[np.float32]
