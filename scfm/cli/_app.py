@@ -45,7 +45,3 @@ def main(
     Results go to standard output; progress and warnings to standard error.
     An error is one line, and an exit code other than 0.
     """
-
-
-app.command(no_args_is_help=True)(_training.tokenize)
-app.command(no_args_is_help=True)(_training.pretrain)

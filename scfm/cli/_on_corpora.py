@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from scfm.cli._app import app
 from scfm.cli._shell import ending_like_ctrl_c
 
 
+@app.command(no_args_is_help=True)
 def tokenize(
     sources: Annotated[
         list[Path], typer.Argument(metavar="FILES... ", help="Cells: files, folders of them, patterns in quotes.")
@@ -66,6 +68,7 @@ def tokenize(
     typer.echo(f"{store} in {out}")
 
 
+@app.command(no_args_is_help=True)
 def pretrain(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What is trained on what, and how.")],
     settings: Annotated[
