@@ -104,6 +104,12 @@ def test_the_accessor_is_the_verb(adata, model):
     np.testing.assert_array_equal(adata.layers["denoised"], denoised(adata, model, target_depth=2e4))
 
 
+def test_the_only_embedding_is_found_beside_the_layer(adata, model):
+    scfm.tl.embed(adata, model, key_added="cells", gene_embeddings=None, progress=False)
+    scfm.tl.denoise(adata, model, progress=False)
+    np.testing.assert_array_equal(scfm.get.embedding(adata), adata.obsm["X_cells"])
+
+
 # single genes
 
 

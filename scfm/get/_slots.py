@@ -170,7 +170,7 @@ def embedding(adata: Any, key: str | None = None) -> pd.DataFrame:
     adata
         Annotated data.
     key
-        ``key_added`` of the call or the model's name; None: the only one.
+        ``key_added`` of the call or the model's name; None: the only one of cells.
 
     Returns
     -------
@@ -181,7 +181,9 @@ def embedding(adata: Any, key: str | None = None) -> pd.DataFrame:
     ConfigError
         If there is no such result.
     """
-    key, _facts = _stored(adata, key)
+    of_cells = [name for name in adata.uns.get(UNS, {}) if Slots(name).cells in adata.obsm]
+    # results of other kinds, such as a layer or gene vectors, are not meant
+    key, _facts = _stored(adata, of_cells[0] if key is None and len(of_cells) == 1 else key)
     slot = Slots(key).cells
     if slot not in adata.obsm:
         raise ConfigError(
