@@ -47,6 +47,7 @@ def all_records() -> Iterator[Recorded]:
     yield scgpt()
     yield scbert()
     yield scfoundation()
+    yield scmulan()
     for name in BUILT_IN:
         if name in models.cards():
             yield built_in(name)
@@ -149,6 +150,23 @@ def scfoundation() -> Recorded:
         genes=tuple(cells.var["gene_name"].astype(str)),
         block=block(cells.X[:n]),
         tokens=tokens(golden["tok_positions"][:n], lengths, golden["tok_values"][:n]),
+        tokenizer=model.tokenizer,
+    )
+
+
+def scmulan() -> Recorded:
+    """scMulan: the prompt that asks for the cell type."""
+    folder, golden, cells = case("scmulan")
+    model = models.load(folder / "checkpoint")
+    lengths = golden["prompt_len"][:N_CELLS]
+    n = len(lengths)
+    return Recorded(
+        name="scmulan",
+        family=model.card.family,
+        origin=OFFICIAL,
+        genes=tuple(cells.var_names.astype(str)),
+        block=block(cells.X[:n]),
+        tokens=tokens(golden["prompt_ids"][:n], lengths, golden["prompt_expr"][:n]),
         tokenizer=model.tokenizer,
     )
 
