@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -659,3 +660,18 @@ def test_ordered_dictionaries_and_numpy_scalars_are_plain_data(tmp_path):
     held = OrderedDict(TP53=[np.float64(1.0), 2.0], CD3E=np.array([3.0, 4.0]))
     path = write(tmp_path / "a.pickle", pickle.dumps(held))
     np.testing.assert_array_equal(gene_table(path).vectors, [[1, 2], [3, 4]])
+
+
+def test_examples_of_the_guide_run(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("scanpy")
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setenv("SCFM_HOME", str(tmp_path))
+    page = Path("docs/guide/gene_embeddings.md")
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+    assert "were translated through the shipped" in capsys.readouterr().out
+    assert names["cells"].varm["gf_groups"].shape[1:] == (2, 24)
+    assert np.isfinite(names["adata"].varm["esm2"]).all(axis=1).sum() == 2
+    assert names["frozen"].shape == (names["term"].rows, names["term"].width)

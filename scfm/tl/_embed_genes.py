@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -234,8 +235,12 @@ def name_of_table(source: Any, table: GeneTable) -> str:
 def _with_counts(adata: AnnData, match: genes.GeneMatch, layer: str | None, use_raw: bool | None) -> dict[str, float]:
     """Sum of the counts of matched and of all columns; empty where no counts of these columns are in memory."""
     try:
-        found = counts.find(adata, layer=layer, use_raw=use_raw)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", counts.CountsWarning)
+            found = counts.find(adata, layer=layer, use_raw=use_raw)
     except CountsError:
+        if layer is not None or use_raw is not None:
+            raise
         return {}
     if found.is_backed or found.is_dask or found.where == "raw":
         return {}

@@ -37,7 +37,8 @@ def groups_of(adata: AnnData, groupby: str | None, kind: str | None) -> tuple[ND
 def coverage(report: genes.MatchReport) -> dict[str, Any]:
     """The matching report without gene names as keys, which an h5ad does not keep apart from paths."""
     twice = [f"{gene}: {', '.join(names)}" for gene, names in report.duplicate_names.items()]
-    shares = {"gene_coverage": report.gene_coverage, "count_coverage": report.count_coverage or 0.0}
+    of_counts = None if report.counts_total is None else report.count_coverage or 0.0
+    shares = {"gene_coverage": report.gene_coverage, "count_coverage": of_counts}
     return {**report.to_dict(), "duplicate_names": twice, **shares}
 
 
