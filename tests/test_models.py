@@ -150,9 +150,9 @@ def test_hand_placed_folder_is_found_by_name(tmp_path, monkeypatch):
     assert np.isfinite(model.embed_cells(some_tokens(model))).all()
 
 
-def test_one_weight_set_has_no_second_one(folder):
-    with pytest.raises(CheckpointError, match="checkpoint='rde' does not exist"):
-        scfm.models.load(folder, checkpoint="rde")
+def test_weight_set_that_is_not_there_is_an_error(folder):
+    with pytest.raises(CheckpointError, match="checkpoint='another' does not exist"):
+        scfm.models.load(folder, checkpoint="another")
 
 
 def test_list_is_a_table_of_every_card():
