@@ -26,7 +26,8 @@ _ORDER = 61
 class NextWord(Objective):
     """After each word, all words that are still to come are to be told, and the level of each.
 
-    A cell is written as the word that asks for a cell, its genes with their levels in random order, and the word that ends it.
+    A cell is written as the word that asks for a cell and its genes with their levels in random order; after the last of them
+    comes the word that ends it, and nothing else.
 
     Parameters
     ----------
@@ -74,20 +75,20 @@ class NextWord(Objective):
         pieces_values: list[NDArray[Any]] = []
         lengths = []
         values = np.asarray(tokens.values)
-        first, last = words.specials[self.start], words.specials[self.end]
+        first = words.specials[self.start]
         for a, b in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
             here = order[a:b] if self.shuffle else np.arange(a, b)
             here = here[genes[here]]
-            pieces_ids += [np.array([first]), tokens.ids[here], np.array([last])]
-            pieces_values += [np.zeros(1), values[here], np.zeros(1)]
-            lengths.append(len(here) + 2)
+            pieces_ids += [np.array([first]), tokens.ids[here]]
+            pieces_values += [np.zeros(1), values[here]]
+            lengths.append(len(here) + 1)
         written = Tokens(
             ids=np.concatenate(pieces_ids).astype(np.int32),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             values=np.concatenate(pieces_values).astype(np.float32),
             per_cell=tokens.per_cell,
         )
-        return sequences(cells, written, np.ones(len(written), dtype=np.int64))
+        return sequences(cells, written, np.ones(len(written), dtype=np.int64), words.specials[self.end])
 
     def losses(self, model: CellTransformer, batch: PackedBatch, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Both errors; one cell at a time, since each of its positions has an answer for every word."""
@@ -98,12 +99,10 @@ class NextWord(Objective):
         bounds = batch.segments.bounds
         for i, first in enumerate(targets["first"].tolist()):
             a, b = bounds[i], bounds[i + 1]
-            rows = torch.arange(a + first, b - 1, device=states.device)
-            if not len(rows):
-                continue
+            rows = torch.arange(a + first, b, device=states.device)
             logits = on_tokens(model, self.word, states, batch, rows).float()
             guess = on_tokens(model, self.level, states, batch, rows).float()
-            later, level = answers(ids[a:b], values[a:b], first, logits.shape[-1])
+            later, level = answers(ids[a:b], values[a:b], first, int(targets["end"]), logits.shape[-1])
             words = words + F.binary_cross_entropy_with_logits(logits, later.float(), reduction="sum")
             levels = levels + ((guess - level).square() * later).sum()
         return {"words": words, "levels": levels}
@@ -113,7 +112,7 @@ class NextWord(Objective):
         return WordRates(vocabulary_size)
 
 
-def sequences(cells: CellBatch, written: Tokens, n_given: np.ndarray) -> Example:
+def sequences(cells: CellBatch, written: Tokens, n_given: NDArray[np.int64], end: int) -> Example:
     """The example of cells that are written out.
 
     Parameters
@@ -124,20 +123,27 @@ def sequences(cells: CellBatch, written: Tokens, n_given: np.ndarray) -> Example
         Words and levels.
     n_given
         (n,) words of each cell that are given; after the last of them the first question is asked.
+    end
+        Word that ends a cell.
     """
     first = n_given - 1
-    asked = np.maximum(written.lengths - 1 - first, 0)
-    pairs = asked * (asked + 1) // 2
+    asked = np.maximum(written.lengths - first, 0)
+    pairs = asked * (asked - 1) // 2 + (asked > 0)
     return Example(
         cells.pack(written),
-        tensors(first=first.astype(np.int64), ids=written.ids.astype(np.int64), levels=np.asarray(written.values)),
+        tensors(
+            first=first.astype(np.int64),
+            ids=written.ids.astype(np.int64),
+            levels=np.asarray(written.values),
+            end=np.array(end),
+        ),
         {"words": float(asked.sum()), "levels": float(pairs.sum())},
         cells.cells,
     )
 
 
-def answers(ids: Tensor, values: Tensor, first: int, n_words: int) -> tuple[Tensor, Tensor]:
-    """Which words come later than each position, and with which level: (positions, words) bool and float32.
+def answers(ids: Tensor, values: Tensor, first: int, end: int, n_words: int) -> tuple[Tensor, Tensor]:
+    """Which words come after each position, and with which level: (positions, words) bool and float32.
 
     Parameters
     ----------
@@ -145,16 +151,18 @@ def answers(ids: Tensor, values: Tensor, first: int, n_words: int) -> tuple[Tens
         (L,) words of a cell and their levels.
     first
         Position of the first question.
+    end
+        Word that is alone to come after the last position, with level 0.
     n_words
         Words of the model.
     """
-    L = len(ids)
-    position = torch.arange(first, L - 1, device=ids.device)
+    position = torch.arange(first, len(ids), device=ids.device)
     last = torch.full((n_words,), -1, dtype=torch.long, device=ids.device)
-    last[ids] = torch.arange(L, device=ids.device)
+    last[ids] = torch.arange(len(ids), device=ids.device)
     level = torch.zeros(n_words, device=ids.device)
     level[ids] = values
     later = last[None] > position[:, None]
+    later[-1:, end] = True
     return later, level[None] * later
 
 
@@ -173,11 +181,11 @@ class WordRates(Reference):
     def _counted(self, example: Example) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
         """Per cell: its words, at how many positions each is still to come, their levels, and the positions."""
         ids, levels = example.targets["ids"].cpu().numpy(), example.targets["levels"].cpu().numpy()
-        bounds = example.batch.segments.bounds
+        bounds, end = example.batch.segments.bounds, int(example.targets["end"])
         for i, first in enumerate(example.targets["first"].tolist()):
             a, b = bounds[i], bounds[i + 1]
-            place = np.arange(b - a)
-            yield ids[a:b], np.maximum(place - first, 0), levels[a:b], max(b - a - 1 - first, 0)
+            times = np.maximum(np.arange(b - a) - first, 0)
+            yield np.append(ids[a:b], end), np.append(times, 1), np.append(levels[a:b], 0.0), b - a - first
 
     def fit(self, examples: Iterable[Example]) -> Reference:
         """Count."""
