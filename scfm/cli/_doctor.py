@@ -51,6 +51,7 @@ OPTIONAL = (
     Optional("dask", "dask", "data larger than memory, in blocks"),
     Optional("distributed", "dask", "several processes or machines"),
     Optional("loompy", "loom", "loom files"),
+    Optional("pyarrow", "parquet", "parquet tables of gene vectors"),
     Optional("accelerate", "train", "training"),
     Optional("peft", "train", "fine-tuning with adapters"),
     Optional("harmonypy", "harmony", "batch correction of an embedding"),
