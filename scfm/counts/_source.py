@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import sparse
 
 from scfm.counts._block import CountBlock
 from scfm.counts._evidence import sampled_rows
@@ -97,6 +98,19 @@ class CountSource:
     def sample(self) -> CountBlock:
         """Counts of the cells that were looked at, in order; the numbers of their rows are not consecutive."""
         return self._block(self.reader.take(sampled_rows(self.reader)), 0)
+
+    def only(self, rows: NDArray[np.int64]) -> CountSource:
+        """Some cells, in the order given, held in memory; repeats are allowed.
+
+        Parameters
+        ----------
+        rows
+            Numbers of rows.
+        """
+        with reading(f"{len(rows):,} rows of {self.where}"):
+            found = self.reader.take(np.asarray(rows, dtype=np.int64))
+        held = sparse.csr_matrix((found.data, found.indices, found.indptr), shape=(len(rows), self.shape[1]))
+        return replace(self, reader=reader_of(held), obs_names=self.obs_names[rows])
 
     def delayed(self, n_rows: int) -> list[tuple[slice, Any]]:
         """Portions of a dask array as sources of their own, each a dask object that a worker computes.

@@ -13,6 +13,8 @@ import pandas as pd
 from scfm.errors import ConfigError
 
 UNS = "scfm"
+ROBUSTNESS = "scfm_robustness"
+"""In ``.uns``: the report of `scfm.tl.robustness`."""
 ORDER = ("model", "family", "version", "parameters", "counts", "coverage", "tokens", "health", "groups")
 """In which a report is read."""
 

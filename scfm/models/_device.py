@@ -52,8 +52,9 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return names[str(dtype)]
 
 
-def peak_memory_gb(device: torch.device) -> float | None:
+def peak_memory_gb(device: torch.device | str) -> float | None:
     """Highest memory of the GPU, or of this process, so far, in GB; None where the system does not tell."""
+    device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     if sys.platform == "win32":
