@@ -1,59 +1,19 @@
-"""A model in its authors' layout becomes one in our own."""
+"""What `scfm convert` says."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
-import torch
-
-from scfm import models
 from scfm.cli._shell import columns
-from scfm.errors import CheckpointError, ConfigError
 
 
 def convert(source: str, out: Path, family: str | None, revision: str | None, checkpoint: str | None) -> str:
-    """Read a model, write it, read that again, compare, and only then let the folder appear.
+    """Convert, and tell what was written, and which tensors of the source were left out and why."""
+    from scfm.models._convert import convert as run
 
-    Returns
-    -------
-    What was written, and which tensors of the source were left out and why.
-
-    Raises
-    ------
-    ConfigError
-        If there is something at ``out`` already, or no folder to put it into.
-    CheckpointError
-        If the source does not fit, or what was written is not what was read.
-    """
-    out = out.expanduser()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"{out} is there already; name a folder that does not exist, or an empty one")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"the folder {out.absolute().parent} does not exist; make it first")
-    model = models.load(source, family, revision, checkpoint)
-    partial = out.absolute().with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        model.save_pretrained(partial)
-        _compare(model, models.load(partial))
-        partial.replace(out)
-    except OSError as error:
-        raise ConfigError(f"{out} could not be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    files = [(path.name, f"{path.stat().st_size:,} bytes") for path in sorted(out.iterdir())]
+    model = run(source, out, family, revision, checkpoint)
+    files = [(path.name, f"{path.stat().st_size:,} bytes") for path in sorted(out.expanduser().iterdir())]
     lines = [f"{model.card.name} ({model.card.family}) is in {out}:", columns(files)]
     if model.notes:
         lines += ["left out:", columns([*model.notes.items()])]
     return "\n".join(lines)
-
-
-def _compare(model: models.FoundationModel, again: models.FoundationModel) -> None:
-    ours, theirs = model.transformer.state_dict(), again.transformer.state_dict()
-    wrong = [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]
-    if wrong or len(ours) != len(theirs) or model.tokenizer != again.tokenizer:
-        what = f"tensors {', '.join(wrong[:5])}" if wrong else "its tokenizer or number of tensors"
-        raise CheckpointError(
-            f"what was written differs from what was read in {what}; nothing was kept. Is the disk sound?"
-        )
