@@ -42,6 +42,8 @@ log = logging.getLogger("scfm")
 CONFIG, SPLIT, MODEL, CHECKPOINTS, BOARD = "config.yaml", "split.json", "model", "checkpoints", "tensorboard"
 REFERENCE_CELLS = 20_000
 FREE_TO_CHANGE = {
+    ("run", "steps"),
+    ("run", "epochs"),
     ("run", "num_workers"),
     ("run", "device"),
     *(
@@ -49,7 +51,7 @@ FREE_TO_CHANGE = {
         for name in ("keep", "log_every", "evaluate_every", "tensorboard", "progress", "checkpoint_every")
     ),
 }
-"""Settings that a run may be resumed with in another way: none of them changes what is learnt."""
+"""Settings that a run may be resumed with in another way: how far it goes, and what does not change what is learnt."""
 
 
 @dataclass(frozen=True)
@@ -271,15 +273,23 @@ def _claim(folder: Path, settings: PretrainConfig) -> None:
                 f"{folder} holds a run with other settings ({shown}); nothing was changed there. Choose another output.folder, "
                 "or the settings of its config.yaml to go on with it"
             )
+        if known != mine:
+            _write_config(file, mine)
         return
     others = sorted(p.name for p in folder.iterdir() if p.name not in (".lock", f"{CONFIG}.tmp"))
     if others:
         raise ConfigError(
             f"{folder} holds no run and is not empty ({', '.join(others[:3])}); choose a new output.folder"
         )
+    _write_config(file, mine)
+
+
+def _write_config(file: Path, settings: Mapping[str, Any]) -> None:
+    import yaml
+
     with telling(file):
         partial = file.with_suffix(".yaml.tmp")
-        partial.write_text(yaml.safe_dump(mine, sort_keys=False), encoding="utf-8")
+        partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         partial.replace(file)
 
 
