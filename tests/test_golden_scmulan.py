@@ -147,6 +147,13 @@ def test_golden_scmulan_embedding_is_at_the_coarse_type_of_every_cell(golden, mo
     assert (np.abs(ours - golden["cell_embedding"]).max(axis=1)[~normal] > 0.1).all()
 
 
+def test_golden_scmulan_any_layer_of_continued_cells(golden, model, prompts):
+    whole = tokens_of(golden["gen_ids"], golden["gen_len"], golden["gen_expr"])
+    states = model.hidden_states(whole)
+    for layer in range(model.transformer.n_layers):
+        assert_close(model.embed_cells(prompts, "official", hidden_layer=layer), states[layer][whole.offsets[1:] - 3])
+
+
 # generation
 
 

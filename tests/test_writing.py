@@ -7,6 +7,7 @@ from dataclasses import replace
 import anndata
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from golden_cases import case
 from model_cases import some_tokens
@@ -131,6 +132,32 @@ def test_gradients_flow_through_a_continued_embedding(model, prompts):
     full = model.transformer.encoder.layers[0].qkv.weight.grad
     model.transformer.zero_grad()
     np.testing.assert_allclose(ours, full, rtol=0, atol=1e-5 * full.abs().max())
+
+
+def test_gene_vectors_come_from_the_same_pass(model, cells, prompts):
+    copy = cells.copy()
+    scfm.tl.embed(copy, model, key_added="x", progress=False)
+    alone = model.embed_genes(prompts)
+    columns = scfm.genes.match(cells.var, model.vocabulary).columns
+    place = {int(i): row for row, i in enumerate(alone.ids)}
+    rows = np.array([place.get(int(i), -1) for i in columns])
+    scale = np.abs(alone.vectors).max()
+    np.testing.assert_allclose(copy.varm["x"][rows >= 0], alone.vectors[rows[rows >= 0]], rtol=0, atol=1e-5 * scale)
+    assert np.isnan(copy.varm["x"][rows < 0]).all()
+    np.testing.assert_allclose(copy.obsm["X_x"], model.embed_cells(prompts), rtol=0, atol=1e-5)
+
+
+def test_a_vector_in_place_of_the_first_word_stays_there(model, prompts):
+    vectors = np.random.default_rng(0).standard_normal((len(prompts), model.transformer.width)).astype(np.float32)
+    whole = replace(prompts, per_cell={"prompt": vectors})
+    with torch.inference_mode():
+        writer = Writer(model.transformer, to_batch(whole, per_cell=("prompt",)), 1)
+        words, levels = np.full(len(whole), 5), np.full(len(whole), 2)
+        writer.append(torch.as_tensor(words), torch.as_tensor(levels, dtype=torch.float32))
+        kept = writer.words()
+    longer = replace(with_word(whole, words, levels), per_cell={"prompt": vectors})
+    full = model.heads["word"](longer)[longer.offsets[1:] - 1]
+    np.testing.assert_allclose(kept, full, rtol=0, atol=1e-5 * np.abs(full).max())
 
 
 def test_only_causal_models_keep_keys():
@@ -288,7 +315,7 @@ def test_every_question_is_answered_with_its_own_words(model, prompts):
 
 def test_unsure_and_empty_cells_are_unassigned(model, cells):
     empty = cells.copy()
-    empty.X[3] = 0
+    empty.X = sp.diags(np.arange(empty.n_obs) != 3).astype(np.float32).tocsr() @ empty.X
     tokens = model.tokenize(empty)
     plain = scfm.models.name_cells(model, tokens)["cell_type"]
     strict = scfm.models.name_cells(model, tokens, threshold=0.5, unassigned="?")["cell_type"]
@@ -320,6 +347,31 @@ def test_models_that_name_no_cells_say_so(model, prompts):
         scfm.models.name_cells(other, some_tokens(other))
     with pytest.raises(ConfigError, match="cannot be asked 'colour'; it answers cell_type, organ"):
         scfm.models.name_cells(model, prompts, question="colour")
+
+
+# genes that are words, and genes that only count
+
+
+def test_an_overexpressed_gene_stands_at_its_place_at_the_highest_level(model, prompts):
+    genes = np.flatnonzero(model.vocabulary.is_gene[: model.tokenizer.n_ids])[[2, 40]]
+    changed = model.tokenizer.overexpress(prompts, genes)
+    for before, after in zip(prompts, changed, strict=True):
+        assert (np.diff(after.ids[:-1]) < 0).all()
+        assert after.ids[-1] == before.ids[-1]
+        assert set(after.ids) == {*before.ids, *genes}
+        level = dict(zip(after.ids.tolist(), after.values.tolist(), strict=True))
+        assert all(level[g] == before.values.max() for g in genes.tolist())
+        old = dict(zip(before.ids.tolist(), before.values.tolist(), strict=True))
+        assert all(level[g] == old[g] for g in set(old) - set(genes.tolist()))
+
+
+def test_genes_that_are_no_words_are_neither_edited_nor_a_null(model, cells):
+    word = model.vocabulary.names[int(np.flatnonzero(model.vocabulary.is_gene)[5])]
+    many = scfm.tl.perturb(cells, [word], kind="overexpress", model=model, null=60, progress=False)
+    assert int(many.genes["n_null"].iloc[0]) == 60
+    background = next(name for name in cells.var_names if model.vocabulary.index.get(name, 0) >= model.tokenizer.n_ids)
+    with pytest.raises(GeneMatchError, match=f"{background}: neither"):
+        scfm.tl.perturb(cells, [background], model=model, null=3, progress=False)
 
 
 # files

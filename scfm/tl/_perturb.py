@@ -172,7 +172,7 @@ def perturb(
             f"no cell has {', '.join(missing[:5])} among its tokens, so there is nothing to {kind}; choose other cells or genes"
         )
     states = _states(towards, adata, loaded, tokens, pooling, hidden_layer)
-    nulls = _null_edits(wanted.values(), expression, null, seed)
+    nulls = _null_edits(wanted.values(), expression[:, : loaded.tokenizer.n_ids], null, seed)
     edits = list(dict.fromkeys([*wanted.values(), *(edit for drawn in nulls.values() for edit in drawn)]))
     effects = _apply(loaded, tokens, edits, kind, pooling, hidden_layer, states, progress=progress)
     linear = LinearEffect.fit(expression, seed=seed)
@@ -185,10 +185,11 @@ def _edits(genes: str | Sequence[str | Sequence[str]], opened: Opened) -> dict[s
     vocabulary = opened.model.vocabulary
     names = {**vocabulary.index, **{s: i for i, s in enumerate(vocabulary.symbols or ()) if s}}
     known = {**names, **{name: i for name, i in columns.items() if i >= 0}}
+    is_gene = vocabulary.is_gene & (np.arange(len(vocabulary)) < opened.model.tokenizer.n_ids)
     out: dict[str, Genes] = {}
     for entry in [genes] if isinstance(genes, str) else genes:
         members = (entry,) if isinstance(entry, str) else tuple(entry)
-        unknown = [g for g in members if g not in known or not vocabulary.is_gene[known[g]]]
+        unknown = [g for g in members if g not in known or not is_gene[known[g]]]
         if unknown:
             raise GeneMatchError(
                 f"{', '.join(unknown[:5])}: neither a matched column of the data (e.g. "

@@ -19,7 +19,7 @@ from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._bins import QuantileBins, ValueRule
 from scfm.tokenizers._cells import Cells, Slots, gather, keys, recorded
 from scfm.tokenizers._context import ContextOption, resolve_context
-from scfm.tokenizers._edits import highest, put_in_front, remove, set_values
+from scfm.tokenizers._edits import highest, last_first, put_in_front, remove, set_values
 from scfm.tokenizers._layout import Zeros, assemble, cut, special_ids, statistics
 from scfm.tokenizers._tokens import Tokens
 
@@ -139,7 +139,8 @@ class BinnedTokenizer(Tokenizer):
         """The genes at the highest value of the cell; the last others make room where a cell is full."""
         is_gene = self.vocabulary.is_gene
         if self.zeros == "never":
-            return put_in_front(tokens, genes, is_gene, self.max_length)
+            changed = put_in_front(tokens, genes, is_gene, self.max_length)
+            return last_first(changed, is_gene) if self.order == "reversed" else changed
         return set_values(tokens, genes, highest(tokens, is_gene))
 
     def _with_zeros(

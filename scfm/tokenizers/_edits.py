@@ -73,6 +73,13 @@ def put_in_front(
     return out if limit is None else cut(out, limit, is_gene)
 
 
+def last_first(tokens: Tokens, is_gene: NDArray[np.bool_]) -> Tokens:
+    """The genes of each cell by falling id; special tokens stay behind them."""
+    cells = np.repeat(np.arange(len(tokens)), tokens.lengths)
+    order = np.lexsort((np.where(is_gene[tokens.ids], -tokens.ids, 0), cells))
+    return replace(tokens, ids=tokens.ids[order], values=None if tokens.values is None else tokens.values[order])
+
+
 def set_values(tokens: Tokens, genes: NDArray[np.integer[Any]], values: NDArray[np.float32] | float) -> Tokens:
     """The cells with one value (n,) for these genes, which must be among their tokens already."""
     if tokens.values is None:

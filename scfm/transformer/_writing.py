@@ -105,6 +105,7 @@ class Writer:
             self.given,
             channels={"ids": words, "values": levels, "positions": before},
             segments=Segments(np.arange(n + 1, dtype=np.int64), device),
+            per_cell={name: x for name, x in self.given.per_cell.items() if name != "prompt"},
             keys=None,
             bag=None,
             bag_segments=None,
