@@ -315,7 +315,7 @@ def test_every_question_is_answered_with_its_own_words(model, prompts):
 
 def test_unsure_and_empty_cells_are_unassigned(model, cells):
     empty = cells.copy()
-    empty.X = sp.diags(np.arange(empty.n_obs) != 3).astype(np.float32).tocsr() @ empty.X
+    empty.X = sp.diags((np.arange(empty.n_obs) != 3).astype(np.float32)).tocsr() @ empty.X
     tokens = model.tokenize(empty)
     plain = scfm.models.name_cells(model, tokens)["cell_type"]
     strict = scfm.models.name_cells(model, tokens, threshold=0.5, unassigned="?")["cell_type"]
