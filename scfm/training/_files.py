@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from scfm.errors import ConfigError, OutputError
 
@@ -62,6 +66,13 @@ def write_json(path: Path, data: Any) -> None:
         to_disk(partial)
         partial.replace(path)
         to_disk(path.parent)
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as ``npy``; numpy's own writing to a file does not notice a disk that is full at the end."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.write_bytes(buffer.getbuffer())
 
 
 @contextlib.contextmanager

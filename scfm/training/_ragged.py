@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scfm.tokenizers import Tokens
+from scfm.training._files import save_array
 
 COLUMNS = "columns.json"
 _WHOLE = (np.uint8, np.uint16, np.int16, np.int32)
@@ -22,7 +23,7 @@ def write_tokens(folder: Path, tokens: Tokens) -> None:
     types = {}
     for name, array in _arrays(tokens):
         types[name] = array.dtype.str
-        np.save(folder / f"{name}.npy", _narrow(array) if name != "offsets" else array)
+        save_array(folder / f"{name}.npy", _narrow(array) if name != "offsets" else array)
     (folder / COLUMNS).write_text(json.dumps(types), encoding="utf-8")
 
 

@@ -22,7 +22,7 @@ from scfm.tokenizers import Tokenizer, Tokens
 from scfm.training._cells import encode_rows
 from scfm.training._corpus import Corpus
 from scfm.training._encode import Encoder, Keep, tokenizer_hash, vocabulary_hash
-from scfm.training._files import alone_in, new_folder, telling, write_json
+from scfm.training._files import alone_in, new_folder, save_array, telling, write_json
 from scfm.training._index import CellIndex, Column
 from scfm.training._ragged import in_memory, map_tokens, reordered, write_tokens
 
@@ -221,7 +221,7 @@ class TokenStore:
                     bar.update(n_cells)
             with telling(folder):
                 tokenizer.save(folder)
-                np.save(folder / "measured.npy", np.packbits(np.stack([m.measured for m in matches]), axis=1))
+                save_array(folder / "measured.npy", np.packbits(np.stack([m.measured for m in matches]), axis=1))
             write_json(folder / MANIFEST, {**plan, **_summary(corpus, folder, jobs, matches)})
         return cls(folder)
 
@@ -240,7 +240,7 @@ class _Writer:
         with new_folder(self.folder / PARTS / _name(job)) as partial:
             write_tokens(partial, tokens)
             for name, column in texts.items():
-                np.save(partial / f"{name}.npy", column.codes)
+                save_array(partial / f"{name}.npy", column.codes)
             total = float(np.sum(tokens.per_cell["total"]))
             about = {
                 "file": job.file,
