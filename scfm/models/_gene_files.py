@@ -78,7 +78,8 @@ def gene_table(
 def is_table_name(source: Any) -> bool:
     """Whether a source is a file of vectors by its name, or such vectors in memory, rather than a model."""
     if isinstance(source, str | Path):
-        return _ending(Path(source)) in READERS and not Path(source).expanduser().is_dir()
+        path = Path(source).expanduser()
+        return path.is_file() or (_ending(path) in READERS and not path.is_dir())
     return not isinstance(source, FoundationModel)
 
 

@@ -111,7 +111,7 @@ class GeneTable:
 
 
 WRITERS = {
-    ".npz": lambda t, path: np.savez_compressed(path, names=np.array(t.names), vectors=t.vectors),
+    ".npz": lambda t, path: np.savez(path, names=np.array(t.names), vectors=t.vectors),
     ".parquet": lambda t, path: t.to_frame().to_parquet(path),
     ".csv": lambda t, path: t.to_frame().to_csv(path),
     ".tsv": lambda t, path: t.to_frame().to_csv(path, sep="\t"),

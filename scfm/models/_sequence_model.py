@@ -178,8 +178,9 @@ def load_network(found: Located, device: torch.device, dtype: torch.dtype) -> An
     CheckpointError
         If weights are missing, of another shape, or of parts that the architecture does not have.
     """
-    said = transformers_logging.get_verbosity()
+    said, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         model, info = AutoModel.from_pretrained(
             str(found.folder), dtype=dtype, output_loading_info=True, trust_remote_code=found.own_code
@@ -188,6 +189,8 @@ def load_network(found: Located, device: torch.device, dtype: torch.dtype) -> An
         raise CheckpointError(f"{found.folder} cannot be loaded as a transformers model: {_reason(error)}") from error
     finally:
         transformers_logging.set_verbosity(said)
+        if bars:
+            transformers_logging.enable_progress_bar()
     prefix = f"{model.base_model_prefix}."
     children = {name for name, _ in model.named_children()}
     strange = [k for k in info["unexpected_keys"] if k.removeprefix(prefix).split(".")[0] in children]
@@ -298,7 +301,7 @@ class Speller:
         CheckpointError
             If the tokenizer has more ids than the network.
         """
-        found: list[int] = self.tokenizer(self.text(letters), add_special_tokens=False)["input_ids"]
+        found: list[int] = self.tokenizer(self.text(letters), add_special_tokens=False, verbose=False)["input_ids"]
         if not found or max(found) >= self.n_ids:
             raise CheckpointError(
                 f"{self.name}: the tokenizer gives ids up to {max(found, default=-1)}, but the network knows {self.n_ids}; they "
@@ -360,7 +363,9 @@ def states(model: Any, ids: Tensor, mask: Tensor, hidden_layer: int | None) -> T
         options["output_hidden_states"] = True
     out = model(ids, **options)
     if hidden_layer is not None:
-        layers = out.hidden_states
+        layers = getattr(out, "hidden_states", None)
+        if not layers:
+            raise ConfigError(f"hidden_layer={hidden_layer}, but this model gives its final state only")
         if not -len(layers) <= hidden_layer < len(layers):
             raise ConfigError(
                 f"hidden_layer={hidden_layer}; the model has the layers 0 (embeddings) to {len(layers) - 1}"

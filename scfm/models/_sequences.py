@@ -207,13 +207,14 @@ class SequenceEncoder:
         todo = sorted(pieces, key=lambda p: -len(p.ids))
         if self._safe_padding is None:
             self._safe_padding = self._is_padding_safe(todo[0].ids)
-        while todo:
-            size = len(todo[0].ids)
+        at = 0
+        while at < len(todo):
+            size = len(todo[at].ids)
             least = size * (1 - PADDING_SHARE) if self._safe_padding else size
-            most = max(1, budget.tokens // size)
-            n = next((i for i, p in enumerate(todo[:most]) if len(p.ids) < least), min(most, len(todo)))
-            batch, todo = todo[:n], todo[n:]
-            yield batch
+            most = todo[at : at + max(1, budget.tokens // size)]
+            n = next((i for i, p in enumerate(most) if len(p.ids) < least), len(most))
+            yield most[:n]
+            at += n
 
     def compute(self, batch: Sequence[_Piece]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Sum of the vectors that count (b, d), and how many they are (b,)."""
