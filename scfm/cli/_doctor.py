@@ -54,6 +54,8 @@ OPTIONAL = (
     Optional("pyarrow", "parquet", "parquet tables of gene vectors"),
     Optional("accelerate", "train", "training"),
     Optional("peft", "train", "fine-tuning with adapters"),
+    Optional("scikit-learn", "robustness", "scores of embeddings"),
+    Optional("scvi-tools", "scvi", "scVI as a baseline"),
     Optional("harmonypy", "harmony", "batch correction of an embedding"),
     Optional("scib-metrics", "scib", "integration metrics"),
     Optional("flash-attn", "flash", "faster attention on NVIDIA GPUs"),

@@ -146,7 +146,9 @@ def annotation_scores(
     p, known_names = _probabilities(proba, classes, true)
     for name, values in (("y_pred", pred), ("proba", p), ("novelty", novelty), ("groups", groups)):
         if values is not None and len(np.asarray(values)) != len(true):
-            raise ConfigError(f"y_true has {len(true):,} cells, {name} has {len(np.asarray(values)):,}; they must match")
+            raise ConfigError(
+                f"y_true has {len(true):,} cells, {name} has {len(np.asarray(values)):,}; they must match"
+            )
     known = np.isin(true, known_names)
     if not known.any():
         raise ConfigError(

@@ -58,6 +58,8 @@ class Baseline:
         Line that installs it.
     batches
         Whether it needs more than one batch.
+    knows
+        Word for the leakage column.
     """
 
     title: str
@@ -65,6 +67,7 @@ class Baseline:
     needs: str = ""
     install: str = ""
     batches: bool = False
+    knows: str = "fitted here"
 
     @property
     def is_here(self) -> bool:
@@ -204,7 +207,7 @@ BASELINES: Mapping[str, Baseline] = {
     "hvg": Baseline("HVG-2000", fit_genes),
     "harmony": Baseline("PCA-50 + Harmony", fit_harmony, "harmonypy", "pip install 'scfm[harmony]'", batches=True),
     "scvi": Baseline("scVI", fit_scvi, "scvi", "pip install 'scfm[scvi]'"),
-    "random-projection": Baseline("random projection", fit_random),
+    "random-projection": Baseline("random projection", fit_random, knows="no training"),
 }
 """By name, as ``baselines=`` takes them. ``scfm-mini``, the linear zero-shot baseline, is a model and joins them there."""
 ANCHOR = BASELINES["pca"].title

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ def summary(report: RobustnessReport) -> Figure:
             cmap=colours[METRICS[metric].axis], vmin=0, vmax=1.15, edgecolors="0.6", linewidths=0.4,
         )  # fmt: skip
         for y, value in enumerate(table[metric]):
-            dark = good.iloc[y] > 0.6
+            dark = good.iloc[y] > 0.75
             left.text(x, y, "-" if np.isnan(value) else f"{value:.2f}", ha="center", va="center", fontsize=6.5,
                       color="white" if dark else "black")  # fmt: skip
     arrows = [f"{c} {'↑' if METRICS[c].better == 'higher' else '↓'}" for c in table.columns]
@@ -139,7 +140,8 @@ def stress_curves(report: RobustnessReport) -> Figure:
                 axis.plot(x, own["value"], marker="o", ms=3, lw=1.3, color=palette[i % 10], label=name)
                 axis.fill_between(x, own["low"], own["high"], color=palette[i % 10], alpha=0.15, lw=0)
         axis.set_xticks(range(len(ticks)), [t.removeprefix(kind).strip() for t in ticks], fontsize=7.5, rotation=30)
-        axis.set_title(f"{kind}: {MEANING[kind]}", fontsize=7.5)
+        axis.set_title(kind, fontsize=9)
+        axis.set_xlabel(textwrap.fill(MEANING[kind], 24), fontsize=7.5)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("macro F1 of labels" if metric == "stressed kNN" else "drift", fontsize=8.5)

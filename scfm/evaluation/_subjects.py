@@ -218,7 +218,7 @@ class OfBaseline(Subject):
 
     def __init__(self, baseline: Baseline) -> None:
         self.name, self.baseline = baseline.title, baseline
-        self.corpus = "fitted here"
+        self.corpus = baseline.knows
         self.fitted: Fitted | None = None
 
     def embed(self, cells: Cells) -> tuple[Vectors, Cost]:
