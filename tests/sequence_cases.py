@@ -6,7 +6,24 @@ import itertools
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer, EsmConfig, EsmForMaskedLM, EsmTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BertTokenizer,
+    EsmcConfig,
+    EsmcModel,
+    EsmConfig,
+    EsmForMaskedLM,
+    EsmTokenizer,
+    MambaConfig,
+    MambaModel,
+    PreTrainedTokenizerFast,
+)
 
 AMINO = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
 RESIDUES = "LAGVSERTIDPKQNFYMHWC"
@@ -78,6 +95,44 @@ def dnabert(folder: Path) -> Path:
         max_position_embeddings=24,
     )
     spread(BertForMaskedLM(config)).save_pretrained(folder)
+    return folder
+
+
+def esmc(folder: Path) -> Path:
+    """ESM C: rotary positions by another rule, gated layers."""
+    EsmTokenizer(write_vocabulary(folder, AMINO)).save_pretrained(folder)
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    config = EsmcConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, intermediate_size=32, max_position_embeddings=40, **heads
+    )
+    spread(EsmcModel(config)).save_pretrained(folder)
+    return folder
+
+
+def prot_bert(folder: Path) -> Path:
+    """ProtBert: the native BERT on single letters between blanks."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *RESIDUES, "X"]
+    BertTokenizer(write_vocabulary(folder, words), do_lower_case=False).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    spread(BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=64, **sizes))).save_pretrained(folder)
+    return folder
+
+
+def mamba(folder: Path) -> Path:
+    """Mamba on single nucleotides: reads from left to right, as long as you like."""
+    words = {token: i for i, token in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"ACGTN"])}
+    letters = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    letters.pre_tokenizer = Split("", "isolated")
+    letters.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=letters, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    spread(MambaModel(MambaConfig(vocab_size=9, hidden_size=16, num_hidden_layers=2, state_size=4))).save_pretrained(
+        folder
+    )
     return folder
 
 

@@ -132,6 +132,18 @@ def test_dnabert_reads_overlapping_words(dnabert):
     close(embedded(letters, dnabert).X[0], states_of(dnabert, words)[1:-1].mean(axis=0))
 
 
+def test_prot_bert_reads_letters_between_blanks(tmp_path):
+    folder = cases.prot_bert(tmp_path / "prot_bert")
+    close(embedded({"a": "MKTAYIAK"}, folder).X[0], states_of(folder, "M K T A Y I A K")[1:-1].mean(axis=0))
+
+
+def test_models_from_left_to_right_are_read_at_their_last_letter(tmp_path):
+    folder = cases.mamba(tmp_path / "mamba")
+    out = embedded(DNA, folder, pooling="last")
+    for row, letters in zip(out.X, DNA.values(), strict=True):
+        close(row, states_of(folder, letters)[-2])
+
+
 # tokens
 
 
@@ -201,10 +213,14 @@ def test_windows_cover_every_token_once(lengths, size, overlap):
         assert len({w.stop - w.start for w in cut}) == 1
 
 
-@pytest.mark.parametrize("model", ["esm2", "nucleotides", "dnabert", "leaky"])
-def test_vector_does_not_depend_on_batch_mates(model, request):
-    folder = request.getfixturevalue(model)
-    letters = PROTEINS if model in ("esm2", "leaky") else DNA
+PROTEIN_MODELS = {"esm2": cases.esm2, "esmc": cases.esmc, "prot_bert": cases.prot_bert, "leaky": cases.own_code}
+DNA_MODELS = {"nt": cases.nucleotide_transformer, "dnabert": cases.dnabert, "mamba": cases.mamba}
+
+
+@pytest.mark.parametrize("model", [*PROTEIN_MODELS, *DNA_MODELS])
+def test_vector_does_not_depend_on_batch_mates(model, tmp_path):
+    folder = {**PROTEIN_MODELS, **DNA_MODELS}[model](tmp_path / model)
+    letters = PROTEINS if model in PROTEIN_MODELS else DNA
     options = {"trust_remote_code": model == "leaky"}
     together = embedded(letters, folder, **options).X
     for i, (name, text) in enumerate(letters.items()):
