@@ -82,6 +82,18 @@ class Accessor:
 
         return tl.denoise(self._adata, *args, **options)
 
+    def embed_genes(self, *args: Any, **options: Any) -> Any:
+        """`scfm.tl.embed_genes` on this object."""
+        from scfm import tl
+
+        return tl.embed_genes(self._adata, *args, **options)
+
+    def nearest_genes(self, *args: Any, **options: Any) -> Any:
+        """`scfm.get.nearest_genes` of this object."""
+        from scfm import get
+
+        return get.nearest_genes(self._adata, *args, **options)
+
     def embedding(self, key: str | None = None) -> Any:
         """`scfm.get.embedding` of this object."""
         from scfm import get

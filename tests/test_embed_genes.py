@@ -357,6 +357,12 @@ def test_genes_without_a_vector_are_no_neighbours_and_cannot_be_asked_for(table)
             scfm.get.nearest_genes(adata, "t", gene)
 
 
+def test_accessor_gives_vectors_and_neighbours(table):
+    adata = small()
+    adata.scfm.embed_genes(table, key_added="t")
+    pd.testing.assert_frame_equal(adata.scfm.nearest_genes("t", "LYZ"), scfm.get.nearest_genes(adata, "t", "LYZ"))
+
+
 def test_neighbours_within_a_group(cells, geneformer):
     scfm.tl.embed_genes(cells, geneformer, groupby="label", key_added="g", progress=False)
     vectors_of_c = cells.varm["g_groups"][:, 1]
