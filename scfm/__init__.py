@@ -11,12 +11,14 @@ from typing import Any
 from scfm import _accessor, _logging  # noqa: F401
 
 _PARTS = (
+    "annotation",
     "counts",
     "errors",
     "evaluation",
     "genes",
     "get",
     "models",
+    "ontology",
     "pl",
     "pp",
     "tl",

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1] / "scfm"
 
 LAYERS = (
     {"errors", "_logging"},
-    {"genes", "counts"},
+    {"genes", "counts", "ontology"},
     {"tokenizers", "transformer"},
     {"models"},
     {"annotation", "evaluation", "training"},

@@ -62,7 +62,7 @@ class AnnotationScores:
     over: str
 
     def __getitem__(self, name: str) -> float:
-        return float(self.table.loc[name, "value"])
+        return float(self.table["value"][name])
 
     def __repr__(self) -> str:
         return f"{self.table.round(3).to_string()}\n\n{self.per_class.round(3).to_string()}"

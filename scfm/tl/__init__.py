@@ -1,6 +1,8 @@
 """Tools: what computes something on an AnnData and writes it there."""
 
+from scfm.tl._adapt import adapt
 from scfm.tl._align import align
+from scfm.tl._annotate import annotate
 from scfm.tl._cell_means import average_genes
 from scfm.tl._cell_sentences import cell_sentences, embed_sentences
 from scfm.tl._denoise import denoise
@@ -14,7 +16,9 @@ from scfm.tl._robustness import robustness
 
 __all__ = [
     "Recommendation",
+    "adapt",
     "align",
+    "annotate",
     "average_genes",
     "cell_sentences",
     "denoise",
