@@ -196,7 +196,7 @@ def adjusted_rand(table: Floats) -> Floats:
     both = _pairs(table).sum(axis=(-2, -1))
     rows, columns = _pairs(table.sum(axis=-1)).sum(axis=-1), _pairs(table.sum(axis=-2)).sum(axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        expected = rows * columns / _pairs(n)
+        expected = rows * columns / np.maximum(_pairs(n), 1)
         most = (rows + columns) / 2
         return np.where(most != expected, (both - expected) / (most - expected), 1.0)
 
