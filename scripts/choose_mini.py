@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from evaluate_mini import Cells, folds, log_values, pair, random_projection
-from fit_mini import corpus, vocabulary
+from evaluate_mini import Cells, folds, log_values, pair, random_projection, read
 from numpy.typing import NDArray
 
 from scfm import genes
+from scfm.genes import GeneVocabulary
 from scfm.training import _projection as training
+from scfm.training._fit_projection import coding_vocabulary
 from scfm.training._projection import CellSet, ProjectionRecipe, without
 
 HALVES = (
@@ -89,6 +90,20 @@ def queries(cells: Cells) -> dict[str, list[Cells]]:
     }
 
 
+def corpus(data: Path, names: GeneVocabulary, species: str = "human") -> dict[str, Cells]:
+    """Files of a species whose source states a licence or a publication."""
+    import anndata
+
+    found = {}
+    for path in sorted((data / "corpus").glob("*.h5ad")):
+        backed = anndata.read_h5ad(path, backed="r")
+        its_species, source = str(backed.obs["species"].iloc[0]), dict(backed.uns["source"])
+        backed.file.close()
+        if its_species == species and any("not stated" not in str(source[k])[:25] for k in ("licence", "publication")):
+            found[path.stem] = read(path, names, species=its_species)[0]
+    return found
+
+
 def shared_labels(a: Cells, b: Cells, at_least: int = 8) -> list[Cells]:
     """Both sets, restricted to the labels that both have often enough."""
     sets = [a.labelled(at_least), b.labelled(at_least)]
@@ -117,11 +132,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with corpus/")
     data = parser.parse_args().data
-    names = vocabulary()
+    names = coding_vocabulary("human")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", genes.CoverageWarning)
-        human = {name: cells for name, (cells, _) in corpus(data, names).items()}
-        mouse = {name: cells for name, (cells, _) in corpus(data, names, ["mouse"]).items()}
+        human = corpus(data, names)
+        mouse = corpus(data, names, "mouse")
     files = {**human, **mouse}
     altered = {name: queries(files[name].labelled(10)) for half in HALVES for name in half}
 

@@ -87,9 +87,19 @@ def pretrain(
     """
     from scfm.training import PretrainConfig
     from scfm.training import pretrain as train
+    from scfm.training._config import read_entries
+    from scfm.training._fit_projection import MODEL, ProjectionConfig, fit_projection
 
+    entries = read_entries(config, settings or ())
     with ending_like_ctrl_c():
-        run = train(None, PretrainConfig.read(config, settings or ()))
+        if "projection" in entries:
+            wanted = ProjectionConfig.build(entries)
+            model = fit_projection(wanted)
+            typer.echo(
+                f"{Path(wanted.output.folder) / MODEL}: {model.card.data}, {model.card.details['genes_with_a_vector']:,} genes"
+            )
+            return
+        run = train(None, PretrainConfig.build(entries))
     typer.echo(f"{run.folder / 'model'}: {_scores(dict(run.metrics))}")
 
 

@@ -2,7 +2,7 @@
 
 from scfm.genes._match import GeneMatch, match
 from scfm.genes._report import CoverageWarning, MatchReport
-from scfm.genes._table import orthologues, table
+from scfm.genes._table import orthologues, protein_coding, table
 from scfm.genes._vocabulary import GeneVocabulary, PublishedRule
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "PublishedRule",
     "match",
     "orthologues",
+    "protein_coding",
     "table",
 ]

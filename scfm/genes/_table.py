@@ -60,6 +60,19 @@ def table(species: str) -> pd.DataFrame:
     return frame
 
 
+def protein_coding(species: str) -> pd.DataFrame:
+    """The current protein-coding genes of a species, a part of its `table`, by ascending Ensembl id.
+
+    Raises
+    ------
+    GeneMatchError
+        No table ships for this species.
+    """
+    every = table(species)
+    coding = every[(every["status"] == "current") & (every["biotype"] == "protein_coding")]
+    return coding.sort_values("ensembl_id", ignore_index=True)
+
+
 def orthologues() -> pd.DataFrame:
     """One-to-one orthologues of human and mouse.
 

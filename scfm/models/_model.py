@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -418,6 +419,8 @@ class FoundationModel:
         self.config.save_pretrained(folder)
         state = {name: tensor.contiguous() for name, tensor in self.transformer.state_dict().items()}
         save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        # safetensors gives its file to the owner alone, whatever the user's habits are
+        shutil.copymode(folder / "config.json", folder / WEIGHTS_FILE)
         self.tokenizer.save(folder)
         about = {"card": self.card.to_dict(), "labels": {k: list(v) for k, v in self.labels.items()}}
         (folder / MODEL_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")

@@ -243,20 +243,7 @@ class PretrainConfig:
         ConfigError
             If the file is not there or no YAML, or what it says is impossible.
         """
-        import yaml
-
-        path = Path(path)
-        if not path.is_file():
-            raise ConfigError(f"there is no configuration {path}")
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path} holds {type(data).__name__}, expected entries such as 'corpus:' and 'run:'")
-        for override in overrides:
-            _override(data, override)
-        return cls.build(data)
+        return cls.build(read_entries(path, overrides))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain types, with every setting of the objective."""
@@ -278,6 +265,24 @@ class PretrainConfig:
                 f"objective.name is {name!r}{_close(str(name), OBJECTIVES)}; there are {', '.join(OBJECTIVES)}"
             )
         return build(OBJECTIVES[name], settings, "objective.")
+
+
+def read_entries(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The entries of a YAML file, some of them replaced; see `PretrainConfig.read`."""
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no configuration {path}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}, expected entries such as 'corpus:' and 'run:'")
+    for override in overrides:
+        _override(data, override)
+    return data
 
 
 def build(kind: type[Any], data: Mapping[str, Any], where: str = "") -> Any:
