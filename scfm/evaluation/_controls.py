@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from scfm.evaluation._space import Design
+from scfm.evaluation._transfer import MIN_CELLS
 
 ORACLE = "oracle"
 BLIND = ("shuffled rows", "random vectors")
@@ -19,12 +20,14 @@ def highest_blind(design: Design) -> float:
     """Highest macro F1 that vectors which know nothing of the labels may reach.
 
     A classifier that answers at random with the shares p of the labels expects F1 = p for each, on average 1 / labels;
-    one that answers the most common label scores less. Four standard deviations of a share among the rarest label's
-    cells are added.
+    one that answers the most common label scores less. The fewest labels of a batch or a pair of batches count. Four
+    standard deviations of a share among the rarest label's cells are added.
     """
-    sizes = design.table.sum(axis=1)
-    sizes = sizes[sizes > 0]
-    return float(1 / len(sizes) + 4 * np.sqrt(0.25 / sizes.min() / len(sizes)))
+    there = (design.table >= MIN_CELLS).astype(int)
+    shared = there.T @ there
+    n = int(shared[shared > 1].min()) if (shared > 1).any() else 1
+    rarest = int(design.table[design.table >= MIN_CELLS].min()) if there.any() else 1
+    return float(1 / n + 4 * np.sqrt(0.25 / rarest / n))
 
 
 def failures(scores: Mapping[str, Mapping[str, float]], design: Design) -> list[str]:

@@ -146,6 +146,8 @@ def robustness(
     require_sklearn()
     data = _by_name(adata)
     _check_numbers(n_boot, n_draws, max_cells, n_subsamples, min_cells)
+    if distance not in ("cosine", "euclidean"):
+        raise ConfigError(f"distance={distance!r} is neither 'cosine' nor 'euclidean'")
     asked = stresses([stress] if isinstance(stress, str) else stress)
     measured = [_measurement(name, a, layer, use_raw, studies) for name, a in data.items()]
     asks = question(measured, batch_key, label_key, group_key, min_cells)
