@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -14,11 +14,20 @@ from scfm import genes
 from scfm.errors import ConfigError
 from scfm.genes import GeneVocabulary
 from scfm.models import FoundationModel, ModelCard
-from scfm.tokenizers import BinnedTokenizer, Log2Bins, QuantileBins, RankValueTokenizer, Tokenizer
+from scfm.tokenizers import (
+    BinnedTokenizer,
+    EqualWidthBins,
+    Log2Bins,
+    QuantileBins,
+    RankValueTokenizer,
+    ReadDepthTokenizer,
+    Tokenizer,
+)
 from scfm.training._corpus import Corpus
 from scfm.transformer import (
     CellTransformer,
     CellTransformerConfig,
+    DecoderSpec,
     MLPSpec,
     PartSpec,
     QueryOnlySpec,
@@ -31,9 +40,11 @@ from scfm.transformer import (
 if TYPE_CHECKING:
     from scfm.training._config import ModelConfig
 
-SPECIALS = ("pad", "mask", "cls", "eos")
 N_BINS = 51
 CAP = 5
+N_LEVELS = 10
+N_SOFT_BINS = 100
+N_FEATURES = 64
 SCALE_CELLS = 20_000
 MEASURED_IN = 0.2
 """A gene of the corpus is in the vocabulary if this share of the files, and at least one, measures it."""
@@ -49,15 +60,25 @@ class Architecture:
         One line.
     tokenizer
         Of a vocabulary, with the usual level of each gene and the sizes asked for.
-    terms, readouts, extra
+    terms
         Of the transformer, made from the number of tokens and the sizes.
+    specials
+        Roles of the special tokens, which stand in front of the genes.
+    query_only
+        What happens to tokens that ask.
+    attention
+        Of the layers.
+    decoder
+        Whether a second stack reads every gene.
     """
 
     about: str
     tokenizer: Callable[[GeneVocabulary, NDArray[np.float64], ModelConfig], Tokenizer]
     terms: Callable[[int, ModelConfig], dict[str, TermSpec]]
+    specials: tuple[str, ...] = ("pad", "mask", "cls", "eos")
     query_only: QueryOnlySpec | None = None
-    attention: str = "full"
+    attention: Literal["full", "causal"] = "full"
+    decoder: bool = False
 
 
 def _ranks(vocabulary: GeneVocabulary, scale: NDArray[np.float64], sizes: ModelConfig) -> Tokenizer:
@@ -70,6 +91,14 @@ def _bins(vocabulary: GeneVocabulary, scale: NDArray[np.float64], sizes: ModelCo
 
 def _levels(vocabulary: GeneVocabulary, scale: NDArray[np.float64], sizes: ModelConfig) -> Tokenizer:
     return BinnedTokenizer(vocabulary, Log2Bins(CAP), sizes.max_length, first={"cls": 0.0})
+
+
+def _words(vocabulary: GeneVocabulary, scale: NDArray[np.float64], sizes: ModelConfig) -> Tokenizer:
+    return BinnedTokenizer(vocabulary, EqualWidthBins(N_LEVELS), sizes.max_length)
+
+
+def _depths(vocabulary: GeneVocabulary, scale: NDArray[np.float64], sizes: ModelConfig) -> Tokenizer:
+    return ReadDepthTokenizer(vocabulary)
 
 
 def _ids(rows: int, sizes: ModelConfig) -> dict[str, TermSpec]:
@@ -89,15 +118,37 @@ def _looked_up(rows: int, sizes: ModelConfig) -> dict[str, TermSpec]:
     return {"gene": TermSpec("table", rows=rows), "value": TermSpec("table", "values", rows=CAP + 2)}
 
 
+def _written(rows: int, sizes: ModelConfig) -> dict[str, TermSpec]:
+    return {"gene": TermSpec("table", rows=rows), "value": TermSpec("table", "values", rows=N_LEVELS + 1)}
+
+
+def _soft_bins(rows: int, sizes: ModelConfig) -> dict[str, TermSpec]:
+    return {"gene": TermSpec("table", rows=rows), "value": TermSpec("bins", "values", rows=N_SOFT_BINS)}
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "ranks": Architecture("genes ordered by count against their usual level, as in Geneformer", _ranks, _ids),
     "bins": Architecture(
         "genes with binned counts as numbers, and tokens that ask, as in scGPT",
         _bins,
         _numbers,
-        QueryOnlySpec(sees_itself=True, channels={"flag": 1}),
+        query_only=QueryOnlySpec(sees_itself=True, channels={"flag": 1}),
     ),
     "levels": Architecture("expressed genes with levels of a table, as in scBERT", _levels, _looked_up),
+    "words": Architecture(
+        "genes with levels as words, each seeing those before it, as in scMulan",
+        _words,
+        _written,
+        specials=("pad", "<SPToken1>", "<E>"),
+        attention="causal",
+    ),
+    "depth": Architecture(
+        "log values with the depth of the cell, and a second stack over every gene, as in scFoundation",
+        _depths,
+        _soft_bins,
+        specials=("target_depth", "source_depth"),
+        decoder=True,
+    ),
 }
 """By the name that a configuration uses."""
 
@@ -125,7 +176,7 @@ def new_model(sizes: ModelConfig, corpus: Corpus | None, name: str) -> Foundatio
         if getattr(sizes, field) < 1:
             raise ConfigError(f"model.{field} is {getattr(sizes, field)}; at least 1 is needed")
     kind = ARCHITECTURES[sizes.kind]
-    vocabulary, scale = words(sizes, corpus)
+    vocabulary, scale = words(sizes, corpus, kind.specials)
     tokenizer = kind.tokenizer(vocabulary, scale, sizes)
     config = _config(kind, len(vocabulary), sizes)
     card = ModelCard(
@@ -141,21 +192,25 @@ def new_model(sizes: ModelConfig, corpus: Corpus | None, name: str) -> Foundatio
 
 def _config(kind: Architecture, rows: int, sizes: ModelConfig) -> CellTransformerConfig:
     p = sizes.dropout
+    stack = StackSpec(
+        n_layers=sizes.n_layers,
+        width=sizes.width,
+        n_heads=sizes.n_heads,
+        head_dim=sizes.width // sizes.n_heads,
+        ff=4 * sizes.width if sizes.ff is None else sizes.ff,
+        norm="pre",
+        activation="gelu",
+        final_norms=1,
+        attention=kind.attention,
+        dropout=p,
+        attention_dropout=p,
+    )
+    second = replace(stack, n_layers=max(sizes.n_layers // 2, 1), attention="performer", n_features=N_FEATURES)
     return make_config(
-        encoder=StackSpec(
-            n_layers=sizes.n_layers,
-            width=sizes.width,
-            n_heads=sizes.n_heads,
-            head_dim=sizes.width // sizes.n_heads,
-            ff=4 * sizes.width if sizes.ff is None else sizes.ff,
-            norm="pre",
-            activation="gelu",
-            final_norms=1,
-            dropout=p,
-            attention_dropout=p,
-        ),
+        encoder=stack,
+        decoder=DecoderSpec(second, rows) if kind.decoder else None,
         terms=kind.terms(rows, sizes),
-        sum_norm=True,
+        sum_norm=not kind.decoder,
         sum_dropout=p,
         readouts={
             "mean": ReadoutSpec((PartSpec("mean", skip_first=1),)),
@@ -179,12 +234,14 @@ def reset(model: FoundationModel, name: str) -> FoundationModel:
     return FoundationModel(fresh, model.tokenizer, card)
 
 
-def words(sizes: ModelConfig, corpus: Corpus | None) -> tuple[GeneVocabulary, NDArray[np.float64]]:
+def words(
+    sizes: ModelConfig, corpus: Corpus | None, specials: tuple[str, ...]
+) -> tuple[GeneVocabulary, NDArray[np.float64]]:
     """The vocabulary and the usual level of each gene."""
     shipped = ("geneformer-v1", "geneformer-v2")
     if sizes.vocabulary in shipped:
         published = RankValueTokenizer.published(sizes.vocabulary)  # type: ignore[arg-type]
-        return _with_specials(published.vocabulary, published.scale[0])
+        return _with_specials(published.vocabulary, published.scale[0], specials)
     if sizes.vocabulary != "corpus":
         raise ConfigError(f"model.vocabulary is {sizes.vocabulary!r}; choose 'corpus', {', '.join(map(repr, shipped))}")
     if corpus is None:
@@ -197,23 +254,23 @@ def words(sizes: ModelConfig, corpus: Corpus | None) -> tuple[GeneVocabulary, ND
     kept = np.flatnonzero((measured > 0) & (measured >= MEASURED_IN))
     symbols = [(every.symbols or ids)[i] or ids[i] for i in kept]
     vocabulary = GeneVocabulary(tuple(ids[i] for i in kept), "ensembl", species=sizes.species, symbols=tuple(symbols))
-    return _with_specials(vocabulary, usual_levels(corpus, vocabulary))
+    return _with_specials(vocabulary, usual_levels(corpus, vocabulary), specials)
 
 
 def _with_specials(
-    vocabulary: GeneVocabulary, scale: NDArray[np.float64]
+    vocabulary: GeneVocabulary, scale: NDArray[np.float64], roles: tuple[str, ...]
 ) -> tuple[GeneVocabulary, NDArray[np.float64]]:
     """Special tokens in front; those of the vocabulary go."""
     genes_at = np.flatnonzero(vocabulary.is_gene)
     symbols = vocabulary.symbols or vocabulary.names
     out = GeneVocabulary(
-        names=(*(f"<{role}>" for role in SPECIALS), *(vocabulary.names[i] for i in genes_at)),
+        names=(*(f"<{role.strip('<>')}>" for role in roles), *(vocabulary.names[i] for i in genes_at)),
         namespace=vocabulary.namespace,
-        specials={role: i for i, role in enumerate(SPECIALS)},
+        specials={role: i for i, role in enumerate(roles)},
         species=vocabulary.species,
-        symbols=(*(f"<{role}>" for role in SPECIALS), *(symbols[i] for i in genes_at)),
+        symbols=(*(f"<{role.strip('<>')}>" for role in roles), *(symbols[i] for i in genes_at)),
     )
-    return out, np.concatenate([np.ones(len(SPECIALS)), scale[genes_at]])
+    return out, np.concatenate([np.ones(len(roles)), scale[genes_at]])
 
 
 def usual_levels(corpus: Corpus, vocabulary: GeneVocabulary, max_cells: int = SCALE_CELLS) -> NDArray[np.float64]:

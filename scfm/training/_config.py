@@ -90,7 +90,7 @@ class ModelConfig:
 
     start: str | None = None
     fresh: bool = False
-    kind: Literal["ranks", "bins", "levels"] = "ranks"
+    kind: Literal["ranks", "bins", "levels", "words", "depth"] = "ranks"
     n_layers: int = 4
     width: int = 128
     n_heads: int = 4

@@ -17,7 +17,7 @@ from scfm.tokenizers import Tokens
 from scfm.training.objectives._base import CellBatch, Example, Objective, need, tensors
 from scfm.training.objectives._outputs import on_tokens
 from scfm.training.objectives._reference import Reference
-from scfm.transformer import CellTransformer, PackedBatch
+from scfm.transformer import CellTransformer, HeadSpec, MLPSpec, PackedBatch
 
 _ORDER = 61
 
@@ -63,6 +63,11 @@ class NextWord(Objective):
         )
         for role in (self.start, self.end):
             need(role in model.vocabulary.specials, f"the vocabulary of {model.card.name} has no word {role!r}")
+
+    def heads(self, model: FoundationModel) -> dict[str, HeadSpec]:
+        """Two linear maps."""
+        head = HeadSpec("tokens", MLPSpec((model.transformer.state_width(-1), len(model.vocabulary)), last_bias=False))
+        return {self.word: head, self.level: head}
 
     def examples(self, cells: CellBatch) -> Example:
         """Write each cell as words."""

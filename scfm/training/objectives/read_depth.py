@@ -18,7 +18,7 @@ from scfm.training.objectives._base import CellBatch, Example, Objective, cell_o
 from scfm.training.objectives._outputs import squares_sum
 from scfm.training.objectives._reference import MeanPerGene, Reference
 from scfm.training.objectives.contrastive import thinned
-from scfm.transformer import CellTransformer, PackedBatch
+from scfm.transformer import CellTransformer, HeadSpec, MLPSpec, PackedBatch
 
 _WHETHER, _SHARE, _THIN, _VALUES, _ZEROS = 81, 82, 83, 84, 85
 
@@ -66,6 +66,11 @@ class ReadDepth(Objective):
             0 < self.values < 1 and 0 <= self.zeros < 1 and 0 <= self.thinned_share <= 1,
             "objective.values, zeros and thinned_share are shares between 0 and 1",
         )
+
+    def heads(self, model: FoundationModel) -> dict[str, HeadSpec]:
+        """A linear map of the decoder's states."""
+        decoder = model.config.decoder_spec
+        return {} if decoder is None else {self.head: HeadSpec("genes", MLPSpec((decoder.stack.width, 1)))}
 
     def cost(self, lengths: NDArray[np.integer[Any]], model: FoundationModel) -> NDArray[np.int64]:
         """The decoder reads every gene of every cell."""
