@@ -125,3 +125,23 @@ def test_the_shipped_recipe_is_the_one_in_the_configuration():
     card = scfm.models.cards()["scfm-mini"]
     assert {**card.details["recipe"]} == {**recipe.__dict__}
     assert [Path(f).stem for f in ProjectionConfig.read(file).corpus.files] == [*card.details["corpus"]]
+
+
+def test_cells_of_the_corpus_are_known_again(corpus, tmp_path):
+    model = fit_projection(settings(corpus, tmp_path / "run"))
+    seen = anndata.read_h5ad(corpus / "set1.h5ad")[:, ::-1].copy()
+    other = seen.copy()
+    other.X = sp.csr_matrix(other.X.toarray()[:, ::-1])
+    both = anndata.concat([seen, other], index_unique="-")
+    scfm.tl.embed(both, model, key_added="x", progress=False)
+    told = both.uns["scfm"]["x"]["leakage"]
+    assert told == {"status": "80 of the cells are known from its corpus", "seen_cells": 80}
+    assert "80 of the cells are known" in str(scfm.get.report(both, "x"))
+
+
+def test_of_a_model_without_fingerprints_nothing_is_claimed(corpus, tmp_path):
+    model = fit_projection(settings(corpus, tmp_path / "run"))
+    model.seen = None
+    adata = anndata.read_h5ad(corpus / "set1.h5ad")
+    scfm.tl.embed(adata, model, key_added="x", progress=False)
+    assert "not known" in adata.uns["scfm"]["x"]["leakage"]["status"]

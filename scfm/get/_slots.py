@@ -15,7 +15,7 @@ from scfm.errors import ConfigError
 UNS = "scfm"
 ROBUSTNESS = "scfm_robustness"
 """In ``.uns``: the report of `scfm.tl.robustness`."""
-ORDER = ("model", "family", "version", "parameters", "counts", "coverage", "tokens", "health", "groups")
+ORDER = ("model", "family", "version", "parameters", "counts", "coverage", "tokens", "leakage", "health", "groups")
 """In which a report is read."""
 
 

@@ -32,6 +32,7 @@ from scfm.transformer import CellTransformer, CellTransformerConfig, PackedBatch
 
 MODEL_FILE = "scfm_model.json"
 WEIGHTS_FILE = "model.safetensors"
+SEEN_FILE = "seen.npy"
 
 
 @dataclass(eq=False)
@@ -52,6 +53,8 @@ class FoundationModel:
         What was noticed on reading: ignored tensors with reasons.
     species
         Where genes are read by fixed vectors: the species at hand, each with what gets its tokenizer and table.
+    seen
+        Fingerprints (uint64) of the cells it was trained on, where they are known.
 
     Examples
     --------
@@ -68,6 +71,7 @@ class FoundationModel:
         "tokenizer.json",
         "tokenizer.npz",
         "vocabulary.json",
+        SEEN_FILE,
     )
     """Our own layout."""
     transformer: CellTransformer
@@ -76,6 +80,7 @@ class FoundationModel:
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     species: Mapping[str, Callable[[], tuple[Tokenizer, Tensor]]] = field(default_factory=dict)
+    seen: NDArray[np.uint64] | None = None
 
     def __post_init__(self) -> None:
         self.transformer.eval()
@@ -422,6 +427,8 @@ class FoundationModel:
         # safetensors gives its file to the owner alone, whatever the user's habits are
         shutil.copymode(folder / "config.json", folder / WEIGHTS_FILE)
         self.tokenizer.save(folder)
+        if self.seen is not None:
+            np.save(folder / SEEN_FILE, self.seen)
         about = {"card": self.card.to_dict(), "labels": {k: list(v) for k, v in self.labels.items()}}
         (folder / MODEL_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
@@ -433,4 +440,6 @@ class FoundationModel:
         config = CellTransformerConfig.from_dict(read_json(folder / "config.json", "the configuration"))
         weights = folder / WEIGHTS_FILE
         transformer = fill(config, as_state(read_tensors(weights), weights), [Key("(.+)", r"\1")], {}, str(weights))[0]
-        return cls(transformer, Tokenizer.load(folder), ModelCard.from_dict(about["card"]), about["labels"])
+        seen = np.load(folder / SEEN_FILE, allow_pickle=False) if (folder / SEEN_FILE).is_file() else None
+        card = ModelCard.from_dict(about["card"])
+        return cls(transformer, Tokenizer.load(folder), card, about["labels"], seen=seen)

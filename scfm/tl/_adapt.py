@@ -108,7 +108,7 @@ def adapt(
     batches = _batches(adata, batch_key)
     table = loaded.embed_genes(kind="input").vectors[loaded.vocabulary.is_gene].astype(np.float64)
     projection = load_statistics(folder, table, _recipe(loaded, table.shape[1], None, seed))
-    sets = _read(opened, batches, recipe)
+    sets, prints = _read(opened, batches, recipe)
     extended = extend(projection, sets, recipe)
     if extended.axes.shape[1] < n_axes:
         raise ConfigError(f"n_axes={n_axes}: these cells and the corpus span {extended.axes.shape[1]} axes only")
@@ -127,7 +127,9 @@ def adapt(
             "adapted_to": {"n_cells": n_cells, "n_sets": len(sets)},
         },
     )
-    return bag_model(vectors, loaded.vocabulary, recipe.target_sum, card)
+    adapted = bag_model(vectors, loaded.vocabulary, recipe.target_sum, card)
+    adapted.seen = None if loaded.seen is None else np.union1d(loaded.seen, prints)
+    return adapted
 
 
 def _recipe(model: models.FoundationModel, n_axes: int, max_cells: int | None, seed: int) -> ProjectionRecipe:
@@ -157,8 +159,10 @@ def _batches(adata: AnnData, batch_key: str | None) -> NDArray[np.int64]:
     return codes
 
 
-def _read(opened: Opened, batches: NDArray[np.int64], recipe: ProjectionRecipe) -> list[CellSet]:
-    """The values of a sample of the cells, by set, in memory that does not grow with the cells."""
+def _read(
+    opened: Opened, batches: NDArray[np.int64], recipe: ProjectionRecipe
+) -> tuple[list[CellSet], NDArray[np.uint64]]:
+    """The values of a sample of the cells, by set, in memory that does not grow with the cells, and their fingerprints."""
     chosen = np.zeros(len(batches), dtype=bool)
     draw = np.random.default_rng(recipe.seed)
     for batch in np.unique(batches):
@@ -169,9 +173,11 @@ def _read(opened: Opened, batches: NDArray[np.int64], recipe: ProjectionRecipe) 
     place = np.full(len(model.vocabulary), -1, dtype=np.int64)
     place[genes] = np.arange(len(genes))
     job = Job(match=opened.match, context=opened.context)
-    parts = []
+    parts, prints = [], []
     for block in opened.source.blocks(BLOCK_ROWS):
-        bag = tokenize(model, block, job).parts["bag"][chosen[block.start : block.start + block.n_cells]]
+        tokens = tokenize(model, block, job)[chosen[block.start : block.start + block.n_cells]]
+        bag = tokens.parts["bag"]
+        prints.append(tokens.per_cell["fingerprint"])
         values = np.asarray(bag.values, dtype=np.float64)
         parts.append(sp.csr_matrix((values, place[bag.ids], bag.offsets), shape=(len(bag), len(genes))))
     together = sp.vstack(parts).tocsr()
@@ -183,4 +189,4 @@ def _read(opened: Opened, batches: NDArray[np.int64], recipe: ProjectionRecipe) 
             f"a set of cells has {min(short)} cells with at least {recipe.min_genes} genes of the model; leave shallow or tiny "
             "batches out, or do without batch_key="
         )
-    return sets
+    return sets, np.concatenate(prints)

@@ -220,6 +220,7 @@ def _facts(
 ) -> dict[str, Any]:
     per_cell = result.per_cell
     present, matched = float(per_cell["present"].sum()), float(per_cell["total_matched"].sum())
+    status, n_seen = leaked(model, per_cell.get("fingerprint"))
     return {
         "model": model.card.name,
         "family": model.card.family,
@@ -243,15 +244,27 @@ def _facts(
             "truncated_cells": int((per_cell["n_dropped"] > 0).sum()),
             "empty_cells": int((per_cell["n_detected"] == 0).sum()),
         },
+        "leakage": {"status": status, "seen_cells": n_seen},
         "health": health(result.cells).to_dict(),
     }
+
+
+def leaked(model: models.FoundationModel, prints: NDArray[np.uint64] | None) -> tuple[str, int]:
+    """Whether cells were in the corpus of a model, as far as that is known, and how many.
+
+    A cell is known again by its counts of the vocabulary genes: another choice of genes or a doublet hides it.
+    """
+    if model.seen is None or prints is None:
+        return "whether it was trained on these cells is not known", 0
+    n = int(np.isin(prints, model.seen).sum())
+    return f"{n} of the cells are known from its corpus" if n else "none of the cells is known from its corpus", n
 
 
 def _warn(facts: dict[str, Any], adata: AnnData, key: str) -> None:
     found, coverage, tokens = facts["health"], facts["coverage"], facts["tokens"]
     log.info(
         "%s: %d cells; %d genes matched, %.1f %% of the counts; mean cosine %.3f, effective rank %.1f, "
-        "%d truncated, %d empty",
+        "%d truncated, %d empty; %s",
         facts["model"],
         adata.n_obs,
         coverage["n_genes"],
@@ -260,6 +273,7 @@ def _warn(facts: dict[str, Any], adata: AnnData, key: str) -> None:
         found["effective_rank"],
         tokens["truncated_cells"],
         tokens["empty_cells"],
+        facts["leakage"]["status"],
     )
     if tokens["empty_cells"]:
         log.warning(

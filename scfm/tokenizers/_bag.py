@@ -14,7 +14,7 @@ from scfm.counts import CountBlock
 from scfm.errors import TokenizerError
 from scfm.genes import GeneVocabulary
 from scfm.tokenizers._base import Tokenizer
-from scfm.tokenizers._cells import Slots, gather
+from scfm.tokenizers._cells import Slots, gather, keys
 from scfm.tokenizers._context import resolve_context
 from scfm.tokenizers._edits import put_in_front
 from scfm.tokenizers._layout import special_ids, statistics
@@ -63,7 +63,8 @@ class BagTokenizer(Tokenizer):
     ) -> Tokens:
         """Tokens of the cells of one block; nothing is random (see `Tokenizer.tokenize_block`).
 
-        ``parts["bag"]`` holds the expressed genes of each cell and their values.
+        ``parts["bag"]`` holds the expressed genes of each cell and their values, ``per_cell["fingerprint"]`` a number
+        (uint64) made of its pairs of gene and count, by which a cell is known again.
         """
         resolve_context({}, context or {}, block.n_cells)
         slots = Slots.of(match, self.vocabulary)
@@ -78,7 +79,10 @@ class BagTokenizer(Tokenizer):
         return Tokens(
             ids=np.repeat(ids, block.n_cells),
             offsets=np.arange(block.n_cells + 1, dtype=np.int64),
-            per_cell=statistics(cells, cells.lengths, np.zeros(block.n_cells)),
+            per_cell={
+                **statistics(cells, cells.lengths, np.zeros(block.n_cells)),
+                "fingerprint": keys(cells, bag.ids, 0),
+            },
             parts={"bag": bag},
             vocabulary=self.vocabulary,
         )

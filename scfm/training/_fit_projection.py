@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from scfm import counts, genes
@@ -17,6 +18,7 @@ from scfm.errors import ConfigError
 from scfm.genes import GeneVocabulary
 from scfm.models import FoundationModel, ModelCard
 from scfm.models._bag_model import bag_model
+from scfm.tokenizers import BagTokenizer
 from scfm.training._config import CorpusConfig, build, read_entries
 from scfm.training._corpus import Corpus
 from scfm.training._files import alone_in, check_space, new_folder
@@ -111,7 +113,7 @@ def fit_projection(config: ProjectionConfig | Mapping[str, Any], corpus: Corpus 
         check_space(out, 8 * len(vocabulary) * recipe.n_axes, "the model")
         bar = tqdm(total=source.n_cells, desc="reading", unit="cell", disable=not settings.output.progress)
         with bar:
-            sets = [_read(source, i, vocabulary, recipe, bar) for i in range(len(source))]
+            sets, prints = zip(*(_read(source, i, vocabulary, recipe, bar) for i in range(len(source))), strict=True)
         n_cells = [s.sample(recipe).values.shape[0] for s in sets]
         if sum(n_cells) <= recipe.n_axes or min(n_cells) < 2:
             raise ConfigError(
@@ -129,6 +131,7 @@ def fit_projection(config: ProjectionConfig | Mapping[str, Any], corpus: Corpus 
             _card(settings, source, sets, int(np.count_nonzero(table.any(axis=1)))),
         )
         model.transformer.half()
+        model.seen = np.unique(np.concatenate(prints))
         with new_folder(out / MODEL) as partial:
             model.save_pretrained(partial)
             save_statistics(partial, fitted, recipe, table)
@@ -168,18 +171,22 @@ def _open(settings: CorpusConfig) -> Corpus:
     )
 
 
-def _read(corpus: Corpus, number: int, vocabulary: GeneVocabulary, recipe: ProjectionRecipe, bar: Any) -> CellSet:
-    """The values of one file over the genes of the vocabulary."""
+def _read(
+    corpus: Corpus, number: int, vocabulary: GeneVocabulary, recipe: ProjectionRecipe, bar: Any
+) -> tuple[CellSet, NDArray[np.uint64]]:
+    """The values of one file over the genes of the vocabulary, and the fingerprints of its cells."""
     source, match = corpus.source(number), corpus.match(number, vocabulary)
     n_genes = len(vocabulary) - 1
     found = np.flatnonzero(match.columns >= 0)
     join = sp.csr_matrix((np.ones(len(found)), (found, match.columns[found])), shape=(source.shape[1], n_genes))
-    parts = []
+    tokenizer = BagTokenizer(vocabulary, target_sum=recipe.target_sum)
+    parts, prints = [], []
     for block in source.blocks(BLOCK_ROWS):
         x = sp.csr_matrix((block.data, block.indices, block.indptr), shape=(block.n_cells, block.n_columns))
         parts.append(log_values((x @ join).tocsr(), recipe.target_sum, block.totals))
+        prints.append(tokenizer.tokenize_block(block, match).per_cell["fingerprint"])
         bar.update(block.n_cells)
-    return CellSet(sp.vstack(parts).tocsr(), match.measured[:n_genes])
+    return CellSet(sp.vstack(parts).tocsr(), match.measured[:n_genes]), np.concatenate(prints)
 
 
 def _card(settings: ProjectionConfig, corpus: Corpus, sets: Sequence[CellSet], n_genes: int) -> ModelCard:
