@@ -16,8 +16,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from training_cases import cells, corpus_folder, tiny
+from typer.testing import CliRunner
 
 import scfm
+from scfm.cli import app
 from scfm.errors import ConfigError, OutputError, TrainingError
 from scfm.training import Corpus, TokenStore, pretrain
 from scfm.training._files import alone_in, check_space, new_folder
@@ -176,6 +178,29 @@ def test_checkpointing_and_bfloat16_train(folder, tmp_path):
     assert half.model.dtype == torch.float32
     np.testing.assert_allclose(half.history["loss"].dropna(), plain.history["loss"].dropna(), rtol=0.05)
     assert not np.array_equal(half.history["loss"].dropna(), plain.history["loss"].dropna())
+
+
+def test_the_commands_tokenize_and_train(folder, tmp_path):
+    config = tiny(tmp_path / "first", run={"steps": 2})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "corpus": {"files": [str(folder / "*.h5ad")]}}))
+    program = CliRunner()
+    first = program.invoke(app, ["pretrain", str(tmp_path / "config.yaml")])
+    assert first.exit_code == 0 and "without input" in first.stdout, first.output
+    model, store = str(tmp_path / "first" / "model"), str(tmp_path / "tokens")
+    told = program.invoke(app, ["tokenize", str(folder), "--model", model, "--out", store, "--no-progress"])
+    assert told.exit_code == 0 and "80 cells" in told.stdout, told.output
+    sets = {
+        "corpus.store": store,
+        "model.start": model,
+        "model.fresh": "true",
+        "output.folder": str(tmp_path / "second"),
+    }
+    options = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
+    second = program.invoke(app, ["pretrain", str(tmp_path / "config.yaml"), *options])
+    assert second.exit_code == 0, second.output
+    assert (tmp_path / "second" / "model" / "model.safetensors").is_file()
+    wrong = program.invoke(app, ["pretrain", str(tmp_path / "config.yaml"), "--set", "run.stesp=3"])
+    assert wrong.exit_code == 1 and "did you mean steps?" in wrong.stderr
 
 
 # what stops a run
