@@ -94,6 +94,12 @@ class Accessor:
 
         return get.nearest_genes(self._adata, *args, **options)
 
+    def finetune(self, *args: Any, **options: Any) -> Any:
+        """`scfm.tl.finetune` on this object."""
+        from scfm import tl
+
+        return tl.finetune(self._adata, *args, **options)
+
     def embedding(self, key: str | None = None) -> Any:
         """`scfm.get.embedding` of this object."""
         from scfm import get

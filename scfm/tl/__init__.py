@@ -9,6 +9,7 @@ from scfm.tl._denoise import denoise
 from scfm.tl._embed import embed
 from scfm.tl._embed_genes import embed_genes
 from scfm.tl._embed_sequences import embed_sequences
+from scfm.tl._finetune import finetune
 from scfm.tl._generate import generate
 from scfm.tl._perturb import perturb
 from scfm.tl._recommend import Recommendation, recommend
@@ -26,6 +27,7 @@ __all__ = [
     "embed_genes",
     "embed_sentences",
     "embed_sequences",
+    "finetune",
     "generate",
     "perturb",
     "recommend",

@@ -1,9 +1,26 @@
-"""How are models trained? Corpora, token stores, objectives and one trainer."""
+"""How are models trained? Corpora, token stores, objectives and one trainer; fine-tuning on labels.
+
+Who needs a tuned classifier (as an annotator does) calls `finetune` on labelled cells with a loaded model and keeps the
+`Finetuned`: ``classes``, ``predict_proba(adata)`` (n, K), ``model`` for vectors, ``save(folder)`` and ``load(folder)``.
+"""
 
 from scfm.training import objectives
 from scfm.training._config import PretrainConfig
 from scfm.training._corpus import Corpus
+from scfm.training._finetune import finetune
+from scfm.training._finetune_fit import FitSettings
+from scfm.training._finetuned import Finetuned
 from scfm.training._pretrain import Run, pretrain
 from scfm.training._store import TokenStore
 
-__all__ = ["Corpus", "PretrainConfig", "Run", "TokenStore", "objectives", "pretrain"]
+__all__ = [
+    "Corpus",
+    "Finetuned",
+    "FitSettings",
+    "PretrainConfig",
+    "Run",
+    "TokenStore",
+    "finetune",
+    "objectives",
+    "pretrain",
+]

@@ -74,15 +74,22 @@ class CsvLog(TrainerCallback):
 
 
 class Bar(TrainerCallback):
-    """A progress bar with the loss, the loss of the reference, and tokens per second."""
+    """A progress bar with the loss, the loss of the reference, and tokens per second.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    desc
+        What is going on.
+    """
+
+    def __init__(self, desc: str = "pretrain") -> None:
+        self.desc = desc
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open it where the run stands."""
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="pretrain", unit="step")
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.desc, unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One step on."""
