@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from evaluate_mini import Cells, folds, log_values, pair, random_projection, read
+from evaluate_mini import Cells, folds, pair, random_projection, read
 from numpy.typing import NDArray
 
 from scfm import genes
+from scfm.evaluation._baselines import log_values
 from scfm.genes import GeneVocabulary
 from scfm.training import _projection as training
 from scfm.training._fit_projection import coding_vocabulary

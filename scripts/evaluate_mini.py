@@ -23,6 +23,10 @@ from scipy.sparse.linalg import svds
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
+from scfm.evaluation._baselines import log_values
+from scfm.evaluation._space import prepared
+from scfm.evaluation._transfer import knn_labels
+
 N_NEIGHBORS = 15
 N_DRAWS = 5
 """Thinnings and panels are random: mean over so many draws."""
@@ -100,20 +104,14 @@ Files = dict[str, tuple[Cells, pd.DataFrame]]
 def transfer(
     reference: NDArray[Any], labels: NDArray[Any], query: NDArray[Any], n_neighbors: int = N_NEIGHBORS
 ) -> NDArray[Any]:
-    """Majority label of the nearest reference cells by cosine, ties by summed similarity."""
-    similarity = _unit(query) @ _unit(reference).T
-    near = np.argpartition(-similarity, n_neighbors, axis=1)[:, :n_neighbors]
-    weight = np.take_along_axis(similarity, near, axis=1)
+    """Majority label of the nearest reference cells by cosine; ties go to the closer ones."""
     names, codes = np.unique(labels, return_inverse=True)
-    votes = np.stack(
-        [(codes[near] == k).sum(1) + ((codes[near] == k) * weight).sum(1) / 1e3 for k in range(len(names))]
-    )
-    return names[votes.argmax(0)]
+    return names[knn_labels(_unit(reference), codes, _unit(query), n_neighbors)]
 
 
 def _unit(x: NDArray[Any]) -> NDArray[Any]:
-    x = np.nan_to_num(np.asarray(x, dtype=np.float32))
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    """Vectors of unit length; cells without a vector are at 0."""
+    return prepared(np.nan_to_num(np.asarray(x, dtype=np.float32)))
 
 
 def f1(true: NDArray[Any], predicted: NDArray[Any]) -> float:
@@ -191,14 +189,6 @@ def protocol(embed: Embed, files: Files) -> dict[str, float]:
         "panel 500": drawn(lambda seed: coarse.panel(500, seed)),
     }
     return {**scores, "mean": float(np.mean(list(scores.values()))), "iLISI": ilisi(embed, chemistries)}
-
-
-def log_values(counts: sp.csr_matrix, target: float) -> sp.csr_matrix:
-    """log1p of counts per ``target``."""
-    values = counts.astype(np.float64)
-    total = np.asarray(values.sum(axis=1)).ravel()
-    values.data = np.log1p(values.data * np.repeat(target / np.maximum(total, 1e-12), np.diff(values.indptr)))
-    return values
 
 
 def pca(sets: Sequence[Cells], *, n_genes: int = 2000, n_axes: int = 50, per_set: bool = False) -> list[NDArray[Any]]:
