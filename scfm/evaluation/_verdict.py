@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from scfm.evaluation._experiment import Outcome
 from scfm.evaluation._table import Comparison, compare, pooled
 
@@ -70,7 +72,10 @@ def verdict(outcome: Outcome, subject: str, confounded: Sequence[str], leakage: 
     """
     compared = against_best(outcome, subject)
     if not compared:
-        return f"{_caveat(confounded, people_known)} There is no baseline to compare {subject} with. So nothing is said about it."
+        return (
+            f"{_caveat(outcome, confounded, people_known)} There is no baseline to compare {subject} with. So nothing is said "
+            "about it."
+        )
     worst = min(compared, key=lambda a: a.comparison.value)
     numbers = f"{worst.value:.3f} against {worst.best:.3f}"
     if worst.comparison.value < 0:
@@ -80,12 +85,14 @@ def verdict(outcome: Outcome, subject: str, confounded: Sequence[str], leakage: 
             f"{subject} is behind no baseline on the {len(compared)} axes that were compared; its lead is smallest at "
             f"{worst.axis}: {numbers} of {worst.baseline}."
         )
-    return f"{_caveat(confounded, people_known)} {second} {_sureness(outcome, worst, compared, leakage)}"
+    return f"{_caveat(outcome, confounded, people_known)} {second} {_sureness(outcome, worst, compared, leakage)}"
 
 
-def _caveat(confounded: Sequence[str], people_known: bool) -> str:
+def _caveat(outcome: Outcome, confounded: Sequence[str], people_known: bool) -> str:
     if confounded:
         return "; ".join(s.rstrip(".") for s in confounded) + "."
+    if outcome.design is not None and len(np.unique(outcome.design.batch)) == 1:
+        return "All cells are of one batch, so nothing is said about other batches."
     if people_known:
         return "Batch, label and person can be told apart in these cells."
     return "Batch and label can be told apart in these cells; which person a cell is of is not known."
