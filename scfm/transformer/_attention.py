@@ -29,6 +29,8 @@ log = logging.getLogger("scfm")
 Attention = Callable[..., Tensor]
 
 FAVOR_EPS = 1e-4
+FAVOR_ROWS = 1024
+"""Tokens whose random features are made together: a megabyte, which stays in cache."""
 """What Performer attention adds to every feature of a query or key."""
 
 
@@ -165,31 +167,42 @@ def favor_features(x: Tensor, projection: Tensor, *, per_row: bool) -> tuple[Ten
 def _favor_sums(k: Tensor, v: Tensor, projection: Tensor, peak: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sums over the keys of a cell: of features times values (heads, features, d), and of features (heads, features).
 
-    The keys' maximum is known after the last head only, so each head's sums are made with its own and scaled then:
-    one head's features are in memory at a time, and none are made twice.
+    The keys' maximum is known after the last of them only, so each piece of a head is summed with its own and scaled then:
+    a piece of features stays in the processor's cache, and none are made twice.
     """
-    values, norms, peaks = [], [], []
-    for key, value in zip(k, v, strict=True):
-        features, own = favor_features(key, projection, per_row=False)
-        values.append(features.T @ value)
-        norms.append(features.sum(0))
-        peaks.append(own)
+    heads, peaks = [], []
+    for key, value in zip(k, _with_ones(v), strict=True):
+        pieces = [
+            (own, features.T @ part)
+            for rows, part in zip(key.split(FAVOR_ROWS), value.split(FAVOR_ROWS), strict=True)
+            for features, own in (favor_features(rows, projection, per_row=False),)
+        ]
+        own = torch.stack([p for p, _ in pieces])
+        peaks.append(own.amax())
+        heads.append(sum(total * (p - peaks[-1]).exp() for p, total in pieces))
     own = torch.stack(peaks)
-    scale = (own - (own.amax() if peak is None else peak)).exp()[:, None]
-    return (
-        torch.stack(values) * scale[..., None] + FAVOR_EPS * v.sum(1, keepdim=True),
-        torch.stack(norms) * scale + FAVOR_EPS * k.shape[1],
-    )
+    scale = (own - (own.amax() if peak is None else peak)).exp()[:, None, None]
+    sums = torch.stack(heads) * scale  # type: ignore[arg-type]
+    return sums[..., :-1] + FAVOR_EPS * v.sum(1, keepdim=True), sums[..., -1] + FAVOR_EPS * k.shape[1]
 
 
 def _favor_means(q: Tensor, values: Tensor, norms: Tensor, projection: Tensor) -> Tensor:
     """What the queries (heads, L, d) of a cell get: (L, heads, d)."""
     out = []
     for query, value, norm in zip(q, values, norms, strict=True):
-        features, _ = favor_features(query, projection, per_row=True)
-        total = features @ norm + FAVOR_EPS * norm.sum()
-        out.append((features @ value + FAVOR_EPS * value.sum(0)) / total[:, None])
+        sums = torch.cat([value, norm[:, None]], dim=1)
+        added = FAVOR_EPS * sums.sum(0)
+        pieces = []
+        for rows in query.split(FAVOR_ROWS):
+            total = torch.addmm(added, favor_features(rows, projection, per_row=True)[0], sums)
+            pieces.append(total[:, :-1] / total[:, -1:])
+        out.append(torch.cat(pieces))
     return torch.stack(out, dim=1)
+
+
+def _with_ones(x: Tensor) -> Tensor:
+    """(..., d) with a column of ones behind, so that one product gives weighted sums and the sum of the weights."""
+    return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1)
 
 
 def query_only_attention(
