@@ -30,7 +30,9 @@ def cells(
     """``n`` cells of each type; a new type has markers of its own."""
     rng = np.random.default_rng([seed, 7])
     base = np.random.default_rng(1).gamma(0.5, size=N_GENES) + 0.05
-    places = {name: np.random.default_rng([2, *name.encode()]).choice(N_GENES, MARKERS, replace=False) for name in types}
+    places = {
+        name: np.random.default_rng([2, *name.encode()]).choice(N_GENES, MARKERS, replace=False) for name in types
+    }
     labels = np.repeat(types, n)
     rates = np.tile(base, (len(labels), 1))
     for name, place in places.items():
@@ -47,6 +49,6 @@ def cells(
 def with_vectors(adata: anndata.AnnData, slot: str = "X_vec") -> anndata.AnnData:
     """The cells with vectors of unknown origin in ``.obsm``: a fixed projection of log expression."""
     x = np.log1p(1e4 * adata.X.toarray() / np.maximum(adata.X.sum(axis=1), 1))
-    axes = np.random.default_rng(3).standard_normal((adata.n_vars, 24)) / 20
+    axes = np.random.default_rng(3).standard_normal((adata.n_vars, 100)) / 20
     adata.obsm[slot] = np.asarray(x @ axes, dtype=np.float32)
     return adata

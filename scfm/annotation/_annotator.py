@@ -189,7 +189,7 @@ class Annotator:
         labels: Sequence[str] | None = None,
         reject: bool = True,
         false_rejection: float = FALSE_REJECTION,
-        tolerance: float = TOLERANCE,
+        tolerance: float | None = None,
         min_genes: int = MIN_GENES,
         ontology: Tree = None,
         use_rep: Rep = None,
@@ -209,7 +209,7 @@ class Annotator:
         reject
             Whether cells may be ``"unknown"``.
         false_rejection, tolerance
-            See `Rejection.thresholds`.
+            See `Rejection.thresholds`; tolerance None: the annotator's own, 1 unless it says otherwise.
         min_genes
             Cells that express fewer of the reference's genes are unknown.
         ontology
@@ -230,6 +230,7 @@ class Annotator:
         ConfigError, CountsError, GeneMatchError
             Before the long work, if something does not fit.
         """
+        tolerance = float(self.about.get("tolerance", TOLERANCE)) if tolerance is None else tolerance
         if not 0 <= false_rejection < 1 or tolerance < 0:
             raise ConfigError(
                 f"false_rejection={false_rejection}, tolerance={tolerance}; a share below 1 and a number from 0 are needed"

@@ -1,0 +1,331 @@
+"""Compare scfm.tl.annotate with what one would fit oneself, on labelled sets: transfer, calibration, new types.
+
+    python scripts/compare_annotation.py run DATA OUT [--seeds 5]   # predictions, one file per case and seed
+    python scripts/compare_annotation.py table OUT                  # tables in Markdown
+
+DATA holds ``reference/*.h5ad`` and ``benchmark/*.h5ad``. Seed 0 takes the whole reference, each other seed another 90 %
+of it. CellTypist is compared where it is installed. Files that are there already are not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+import scfm
+from scfm.annotation import Annotator
+from scfm.annotation._classifiers import stratified
+from scfm.annotation._expression import gene_space, log_values, shared, variable_genes
+from scfm.evaluation import annotation_scores
+
+OURS = "scfm auto"
+MIN_CELLS = 20
+LOOSE = {
+    "T": ("Naive CD4 T", "Memory CD4 T", "CD4 T", "CD8 T"),
+    "Mono": ("CD14+ Mono", "FCGR3A+ Mono"),
+}
+"""Coarse names of the sets whose fine labels are derived; other names stay."""
+SORTED = {
+    "CD4 T": (
+        "Naive CD4 T",
+        "Memory CD4 T",
+        "CD4+ T Helper2",
+        "CD4+/CD45RO+ Memory",
+        "CD4+/CD45RA+/CD25- Naive T",
+        "CD4+/CD25 T Reg",
+    ),
+    "CD8 T": ("CD8+ Cytotoxic T", "CD8+/CD45RA+ Naive Cytotoxic"),
+    "B": ("CD19+ B",),
+    "NK": ("CD56+ NK",),
+    "Mono": ("CD14+ Mono", "FCGR3A+ Mono", "CD14+ Monocyte"),
+}
+"""Names that the sorted populations and pbmc3k have in common."""
+Cells = anndata.AnnData
+
+
+@dataclass(frozen=True)
+class Case:
+    """Reference and query, or a function of a seed that gives both."""
+
+    name: str
+    kind: str
+    pair: Callable[[int], tuple[Cells, Cells]]
+
+
+def read(data: Path, name: str, names: dict[str, tuple[str, ...]] | None = None) -> Cells:
+    """A set with vectors of scfm-mini and the column ``label``."""
+    adata = anndata.read_h5ad(data / name)
+    adata.X = adata.X.astype(np.float32)
+    renamed = {fine: coarse for coarse, fines in (names or {}).items() for fine in fines}
+    adata.obs["label"] = [renamed.get(x, x) for x in adata.obs["cell_type"].astype(str)]
+    scfm.tl.embed(adata, gene_embeddings=None, progress=False)
+    return adata
+
+
+def only(adata: Cells, **conditions: str) -> Cells:
+    """Cells whose columns of obs have some values."""
+    kept = np.logical_and.reduce([(adata.obs[k].astype(str) == v).to_numpy() for k, v in conditions.items()])
+    return adata[kept].copy()
+
+
+def fixed(reference: Cells, query: Cells) -> Callable[[int], tuple[Cells, Cells]]:
+    """Seed 0: the whole reference; others: a stratified 90 % of it."""
+
+    def pair(seed: int) -> tuple[Cells, Cells]:
+        if seed == 0:
+            return reference, query
+        codes = np.unique(reference.obs["label"], return_inverse=True)[1]
+        return reference[stratified(codes, int(0.9 * reference.n_obs), seed)].copy(), query
+
+    return pair
+
+
+def halves(adata: Cells) -> Callable[[int], tuple[Cells, Cells]]:
+    """A stratified half as reference, the other as query."""
+
+    def pair(seed: int) -> tuple[Cells, Cells]:
+        codes = np.unique(adata.obs["label"], return_inverse=True)[1]
+        rows = stratified(codes, adata.n_obs // 2, seed)
+        rest = np.setdiff1d(np.arange(adata.n_obs), rows)
+        return adata[rows].copy(), adata[rest].copy()
+
+    return pair
+
+
+def cases(data: Path) -> Iterator[Case]:
+    """Every comparison."""
+    chemistries = {n: read(data, f"benchmark/pbmc_{n}.h5ad", LOOSE) for n in ("1k_v2", "1k_v3", "5prime")}
+    for a, b in permutations(chemistries, 2):
+        yield Case(f"{a} to {b}", "chemistry", fixed(chemistries[a], chemistries[b]))
+    three = only(read(data, "benchmark/sc_mixology_3cl_celseq2_dropseq.h5ad"), demuxlet_class="SNG")
+    celseq2, dropseq = only(three, assay="CEL-seq2"), only(three, assay="Drop-seq")
+    five = read(data, "benchmark/sc_mixology_5cl_celseq2.h5ad")
+    yield Case("CEL-seq2 to Drop-seq", "cell lines", fixed(celseq2, dropseq))
+    yield Case("Drop-seq to CEL-seq2", "cell lines", fixed(dropseq, celseq2))
+    yield Case("five lines to Drop-seq", "cell lines", fixed(five, dropseq))
+    kang = read(data, "reference/kang2018_ctrl_stim.h5ad", LOOSE)
+    control, stimulated = only(kang, condition="ctrl"), only(kang, condition="stim")
+    yield Case("ctrl to stim", "condition", fixed(control, stimulated))
+    yield Case("pbmc3k to ctrl", "study", fixed(read(data, "reference/pbmc3k_labelled.h5ad", LOOSE), control))
+    zheng, pbmc = (read(data, f"reference/{n}.h5ad", SORTED) for n in ("zheng_sorted_pbmc", "pbmc3k_labelled"))
+    yield Case("sorted to pbmc3k", "same study", fixed(zheng, pbmc))
+    yield Case("pbmc14k halves", "within", halves(read(data, "reference/pbmc14k_sorted.h5ad")))
+
+
+def matrices(reference: Cells, query: Cells) -> tuple[Any, Any, list[str]]:
+    """Log expression per 10,000 counts of the genes that both measure, and their names."""
+    space = shared(gene_space(reference.var, "human", None, None), query.var, None, None)
+    out = []
+    for cells in (reference, query):
+        block = next(iter(scfm.counts.find(cells).blocks(cells.n_obs)))
+        out.append(log_values(space.counts(block, space.match(cells.var))))
+    return out[0], out[1], list(space.names)
+
+
+def regression(x: Any, labels: NDArray[Any], y: Any) -> NDArray[Any]:
+    """Logistic regression on log expression of all shared genes."""
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=300, tol=1e-3).fit(x, labels).predict(y)
+
+
+def pca_neighbours(x: Any, labels: NDArray[Any], y: Any) -> NDArray[Any]:
+    """15 nearest neighbours on 50 principal components of 3,000 variable genes of the reference."""
+    from sklearn.decomposition import PCA
+    from sklearn.neighbors import KNeighborsClassifier
+
+    genes = variable_genes(x)
+    pca = PCA(50, random_state=0).fit(x[:, genes].toarray())
+    near = KNeighborsClassifier(15, weights="distance").fit(pca.transform(x[:, genes].toarray()), labels)
+    return near.predict(pca.transform(y[:, genes].toarray()))
+
+
+def celltypist_names(x: Any, labels: NDArray[Any], y: Any, genes: list[str]) -> NDArray[Any]:
+    """CellTypist trained on the reference, with its defaults."""
+    import celltypist
+
+    train = anndata.AnnData(x, var=pd.DataFrame(index=genes), obs=pd.DataFrame({"label": labels}))
+    test = anndata.AnnData(y, var=pd.DataFrame(index=genes))
+    model = celltypist.train(train, labels="label", check_expression=False, n_jobs=1)
+    return celltypist.annotate(test, model=model).predicted_labels["predicted_labels"].astype(str).to_numpy()
+
+
+def run_case(case: Case, seed: int) -> dict[str, NDArray[Any]]:
+    """True names, and names by every method."""
+    reference, query = case.pair(seed)
+    labels = reference.obs["label"].to_numpy().astype(str)
+    annotator = Annotator.fit(reference, "label", query_var=query.var, seed=seed)
+    found = annotator.annotate(query)
+    free = np.array(found.classes)[np.nan_to_num(found.proba).argmax(axis=1)]
+    codes, held = annotator.held_out or (np.zeros(0, int), np.zeros((0, 1)))
+    x, y, genes = matrices(reference, query)
+    out = {
+        "true": query.obs["label"].to_numpy().astype(str),
+        "method": np.array(annotator.method),
+        "classes": np.array(found.classes),
+        "proba": found.proba,
+        "rejecting": found.labels.astype(str),
+        "held/codes": codes,
+        "held/proba": held,
+        f"name/{OURS}": free,
+        "name/LR on log expression": regression(x, labels, y).astype(str),
+        "name/kNN on PCA": pca_neighbours(x, labels, y).astype(str),
+    }
+    if find_spec("celltypist"):
+        out["name/CellTypist"] = celltypist_names(x, labels, y, genes)
+    return out
+
+
+def leave_one_out(case: Case) -> Iterator[tuple[str, float, float, float, float]]:
+    """For each type of both sides: F1 in the reference, AUROC of its cells as new, shares of known and new rejected."""
+    reference, query = case.pair(0)
+    labels, true = (c.obs["label"].to_numpy().astype(str) for c in (reference, query))
+    fitted = Annotator.fit(reference, "label", method="linear", query_var=query.var)
+    codes, proba = fitted.held_out or (np.zeros(0, int), np.zeros((0, 1)))
+    own = annotation_scores(
+        np.array(fitted.classes)[codes], np.array(fitted.classes)[proba.argmax(axis=1)], min_cells=1, n_boot=2
+    ).per_class
+    for name in np.intersect1d(labels, true):
+        if min((labels == name).sum(), (true == name).sum()) < MIN_CELLS or len(np.unique(labels)) < 3:
+            continue
+        annotator = Annotator.fit(reference[labels != name].copy(), "label", query_var=query.var)
+        found = annotator.annotate(query)
+        used = np.isin(true, labels)
+        scores = annotation_scores(
+            true[used], found.labels[used], found.proba[used], found.classes, novelty=found.novelty[used], n_boot=2
+        )
+        rejected = found.labels == "unknown"
+        known = used & (true != name)
+        yield (
+            name,
+            float(own.loc[name, "F1"]),
+            scores["novelty AUROC"],
+            rejected[known].mean(),
+            rejected[true == name].mean(),
+        )
+
+
+def f1(true: NDArray[Any], names: NDArray[Any], classes: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
+    """Macro F1 (B,) over known classes with enough cells, under weights (B, n) of the cells."""
+    every = np.unique(np.concatenate([true, names]))
+    t, y = np.searchsorted(every, true), np.searchsorted(every, names)
+    kept = np.isin(every, classes) & (np.bincount(t, minlength=len(every)) >= MIN_CELLS)
+    known = np.isin(true, classes)
+    k = len(every)
+    tables = np.stack([np.bincount(t[known] * k + y[known], w[known], k * k).reshape(k, k) for w in weights])
+    hits = np.diagonal(tables, axis1=1, axis2=2)
+    below = tables.sum(axis=2) + tables.sum(axis=1)
+    return (2 * hits / np.maximum(below, 1e-12))[:, kept].mean(axis=1)
+
+
+def tables(folder: Path) -> str:
+    """Means over seeds, with paired intervals over query cells and seeds."""
+    rows, extra = [], []
+    rng = np.random.default_rng(0)
+    files = pd.Series(sorted(folder.glob("case_*.npz")))
+    for name, group in files.groupby(files.map(lambda p: p.stem.split("_seed")[0].removeprefix("case_"))):
+        draws: dict[str, list[NDArray[Any]]] = {}
+        means: dict[str, list[float]] = {}
+        loads = [np.load(p) for p in group]
+        ece, own, unknown = [], [], []
+        for z in loads:
+            true, classes = z["true"], z["classes"]
+            weights = rng.multinomial(len(true), np.full(len(true), 1 / len(true)), 200).astype(float)
+            for key in (k for k in z.files if k.startswith("name/")):
+                method = key.removeprefix("name/")
+                draws.setdefault(method, []).append(f1(true, z[key], classes, weights))
+                means.setdefault(method, []).append(float(f1(true, z[key], classes, np.ones((1, len(true))))[0]))
+            shift = annotation_scores(true, z[f"name/{OURS}"], z["proba"], [*classes], n_boot=2)
+            ece.append(shift["ECE"])
+            if len(z["held/codes"]):
+                names, proba = classes[z["held/codes"]], z["held/proba"]
+                own.append(annotation_scores(names, classes[proba.argmax(1)], proba, [*classes], n_boot=2)["ECE"])
+            unknown.append((z["rejecting"][np.isin(true, classes)] == "unknown").mean())
+        best = max((m for m in means if m != OURS), key=lambda m: np.mean(means[m]))
+        lead = np.concatenate([a - b for a, b in zip(draws[OURS], draws[best], strict=True)])
+        low, high = np.quantile(lead, [0.025, 0.975])
+        verdict = "better" if low > 0 else "worse" if high < 0 else "tie"
+        chosen = ", ".join(dict.fromkeys(str(z["method"]) for z in loads))
+        row = {"case": name, "seeds": len(loads), **{m: f"{np.mean(v):.3f}" for m, v in means.items()}}
+        rows.append(
+            {
+                **row,
+                "auto - best": f"{np.mean(means[OURS]) - np.mean(means[best]):+.3f} [{low:+.3f}, {high:+.3f}]",
+                "": verdict,
+            }
+        )
+        extra.append(
+            {
+                "case": name,
+                "chosen": chosen,
+                "ECE, held-out reference": f"{np.mean(own):.3f}",
+                "ECE, query": f"{np.mean(ece):.3f}",
+                "known cells rejected": f"{np.mean(unknown):.1%}",
+            }
+        )
+    parts = [markdown(rows), markdown(extra)]
+    left = sorted(folder.glob("left_*.csv"))
+    if left:
+        table = pd.concat([pd.read_csv(path) for path in left if path.stat().st_size > 1])
+        parts.append(markdown(table.round(3).astype(str).to_dict("records")))
+        clear = table[table["F1 in the reference"] >= 0.9]
+        parts.append(
+            f"Well-separated types (F1 of at least .9 in the reference): {len(clear)}; mean AUROC {clear['AUROC'].mean():.3f}; "
+            f"known cells rejected {clear['known rejected'].mean():.1%}, new ones {clear['new rejected'].mean():.1%}."
+        )
+    return "\n\n".join(parts)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Rows as a table."""
+    names = [*dict.fromkeys(n for row in rows for n in row)]
+    lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(str(row.get(n, "")) for n in names) + " |" for row in rows)])
+
+
+def main() -> None:
+    """Run or tabulate."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("paths", type=Path, nargs="+")
+    parser.add_argument("--seeds", type=int, default=5)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("scfm").setLevel(logging.ERROR)
+    if args.what == "table":
+        print(tables(args.paths[0]))
+        return
+    data, out = args.paths
+    out.mkdir(parents=True, exist_ok=True)
+    every = list(cases(data))
+    for seed in range(args.seeds):
+        for case in every:
+            path = out / f"case_{case.name.replace(' ', '-')}_seed{seed}.npz"
+            if not path.exists():
+                np.savez_compressed(path, **run_case(case, seed))
+        if seed == 0:
+            for case in every:
+                path = out / f"left_{case.name.replace(' ', '-')}.csv"
+                if path.exists():
+                    continue
+                left = []
+                for name, *values in leave_one_out(case):
+                    columns = ("F1 in the reference", "AUROC", "known rejected", "new rejected")
+                    left.append({"case": case.name, "left out": name, **dict(zip(columns, values, strict=True))})
+                pd.DataFrame(left).to_csv(path, index=False)
+
+
+if __name__ == "__main__":
+    main()
