@@ -94,7 +94,8 @@ def finetune(
     class_weights
         ``balanced``, so that rare classes count as much as frequent ones; or weights by class.
     epochs, learning_rate, batch_cells, batch_tokens, weight_decay
-        AdamW with a linear schedule. ``learning_rate`` None: 1e-3 for ``lora``, 3e-3 for ``ia3``, 1e-4 else.
+        AdamW with a linear schedule. ``learning_rate`` None: 1e-3 for ``lora``, 3e-3 for ``ia3``, 1e-4 else, 1e-5
+        for a model without layers.
     patience, evaluate_every
         Looks at the held-out cells without a gain after which it stops; steps between looks (None: ten looks in all).
     precision

@@ -33,16 +33,24 @@ class Method:
         Whether a model without layers cannot be tuned so.
     adapter
         Kind of adapter that peft puts in; None: none.
+    flat_rate
+        Learning rate where there are no layers, and so a cell is a sum over thousands of vectors that all move.
     """
 
     about: str
     rate: float
     needs_layers: bool = False
     adapter: str | None = None
+    flat_rate: float = 0.0
+
+    @property
+    def moves(self) -> bool:
+        """Whether there are steps at all."""
+        return self.rate > 0
 
 
 METHODS: dict[str, Method] = {
-    "full": Method("every weight that cells go through", 1e-4),
+    "full": Method("every weight that cells go through", 1e-4, flat_rate=1e-5),
     "freeze": Method("the upper layers", 1e-4, needs_layers=True),
     "lora": Method("low-rank updates of the maps of each layer", 1e-3, needs_layers=True, adapter="lora"),
     "ia3": Method("one factor per unit of the maps of each layer", 3e-3, needs_layers=True, adapter="ia3"),
@@ -65,6 +73,8 @@ class Tuning:
         Layers, from below, that do not move, and with one or more the input terms too.
     rank, alpha, dropout
         Of LoRA: W + alpha / rank x B A (Hu et al. 2022, section 4.1).
+    rate
+        Learning rate unless another is asked for.
     """
 
     method: str = "lora"
@@ -72,6 +82,7 @@ class Tuning:
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
+    rate: float = 0.0
 
     @classmethod
     def checked(
@@ -110,7 +121,8 @@ class Tuning:
             raise ConfigError(
                 f"rank={rank}, alpha={alpha}, lora_dropout={dropout}: rank and alpha must be above 0, dropout below 1"
             )
-        return cls(method, n_frozen, rank, alpha, dropout)
+        rate = METHODS[method].rate if n_layers else METHODS[method].flat_rate
+        return cls(method, n_frozen, rank, alpha, dropout, rate)
 
 
 def _peft() -> Any:

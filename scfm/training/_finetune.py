@@ -23,7 +23,7 @@ from scfm.training._finetune_cells import HeldCells, hold, hold_out, open_cells
 from scfm.training._finetune_fit import FitSettings, fit_model, rate_of
 from scfm.training._finetune_objective import Labels
 from scfm.training._finetune_probe import Job, probe
-from scfm.training._finetune_targets import ClassWeights, Target, cell_targets, gene_target
+from scfm.training._finetune_targets import PREFIX, ClassWeights, Target, cell_targets, gene_target
 from scfm.training._finetuned import LINEAR, SCORE, TUNED, TUNED_FOLDER, Finetuned, card_of, dressed
 from scfm.training._forgetting import forgetting_of, pretraining_objective
 from scfm.training._index import Split
@@ -71,7 +71,7 @@ def finetune(
     """
     fit = fit or FitSettings()
     require_sklearn()
-    if METHODS.get(method, METHODS["head"]).rate:
+    if METHODS.get(method, METHODS["head"]).moves:
         _check_installed()
     tuning = Tuning.checked(model, method, n_frozen_layers, rank, alpha, lora_dropout)
     corpus = open_cells(adata, dict(reading or {}))
@@ -79,7 +79,7 @@ def finetune(
     targets, groups = _targets(adata, corpus, model, target, kind, missing, group_key)
     labels = Labels(targets, pooling, fit.batch_cells, fit.batch_tokens)
     labels.check(model)
-    own_name = name or f"{model.card.name}-{'-'.join(t.name for t in targets)}"
+    own_name = name or f"{model.card.name}-{'-'.join(t.name.removeprefix(PREFIX) for t in targets)}"
     dressed_model = dressed(model, targets, pooling, own_name)
     objective = pretraining_objective(model, forgetting)
     if folder is not None:

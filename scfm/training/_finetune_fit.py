@@ -46,7 +46,7 @@ class FitSettings:
     epochs
         Passes over the training cells at most.
     learning_rate
-        Highest; None: that of the method (`METHODS`).
+        Highest; None: that of the method.
     batch_cells, batch_tokens
         Most cells and tokens per step.
     weight_decay, clip
@@ -96,7 +96,7 @@ class Fitted:
 
 def rate_of(tuning: Tuning, fit: FitSettings) -> float:
     """The highest learning rate."""
-    return METHODS[tuning.method].rate if fit.learning_rate is None else fit.learning_rate
+    return tuning.rate if fit.learning_rate is None else fit.learning_rate
 
 
 def fit_model(
@@ -134,7 +134,7 @@ def fit_model(
         if len(job.parts.valid)
         else None
     )
-    steps = max(1, math.ceil(fit.epochs * train.plan.n_batches(0))) if METHODS[tuning.method].rate else 0
+    steps = max(1, math.ceil(fit.epochs * train.plan.n_batches(0))) if METHODS[tuning.method].moves else 0
     train = replace(train, n_batches=steps)
     where, first = model.device, FirstLook()
     callbacks: list[Any] = [first]
@@ -145,7 +145,7 @@ def fit_model(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TuneTrainer(
             ObjectiveModel(model.transformer, job.train),
-            _arguments(tuning, fit, steps, scratch, where),
+            _arguments(tuning, fit, steps, valid, scratch, where),
             train,
             valid,
             callbacks=callbacks,
@@ -215,7 +215,9 @@ def _scored(trainer: TuneTrainer, job: Job, model: FoundationModel, seed: int) -
     return rows
 
 
-def _arguments(tuning: Tuning, fit: FitSettings, steps: int, folder: str, device: torch.device) -> TrainingArguments:
+def _arguments(
+    tuning: Tuning, fit: FitSettings, steps: int, held: Batches | None, folder: str, device: torch.device
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=folder,
         max_steps=max(steps, 1),
@@ -230,7 +232,7 @@ def _arguments(tuning: Tuning, fit: FitSettings, steps: int, folder: str, device
         save_strategy="no",
         logging_steps=max(1, steps // 50),
         logging_nan_inf_filter=False,
-        eval_strategy="steps",
+        eval_strategy="no" if held is None else "steps",
         eval_steps=fit.evaluate_every or max(1, math.ceil(steps / LOOKS)),
         report_to=[],
         disable_tqdm=True,

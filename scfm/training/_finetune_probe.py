@@ -144,9 +144,7 @@ def _known(model: FoundationModel, job: Job, progress: bool) -> Iterator[_Known]
             sides.append((vectors, labels.targets[0].values[ids]))
         yield _Known(target, sides[0], sides[1])
         return
-    both = [
-        _cell_vectors(model, job.cells, c, job.train.pooling, progress) for c in (job.parts.train, job.parts.valid)
-    ]
+    both = [_cell_vectors(model, job.cells, c, job.train.pooling, progress) for c in (job.parts.train, job.parts.valid)]
     for target in job.train.targets:
         known_sides = []
         for x, cells in zip(both, (job.parts.train, job.parts.valid), strict=True):

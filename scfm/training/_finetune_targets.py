@@ -16,6 +16,8 @@ from scfm.genes import GeneVocabulary
 Kind = Literal["classes", "number", "genes"]
 KINDS = ("classes", "number")
 GENES = "genes"
+PREFIX = "tuned_"
+"""Of the names of heads."""
 FEW_NUMBERS = 12
 """Up to so many different whole numbers may as well be codes of classes: the user is asked."""
 SHOWN = 5
@@ -273,13 +275,12 @@ def gene_target(classes: Mapping[str, Any], vocabulary: GeneVocabulary, measured
     _check_classes("target=", names, np.bincount(codes.ravel(), minlength=len(names)), "gene")
     values = np.full(len(vocabulary), -1, dtype=np.int64)
     values[[*usable.values()]] = codes.ravel()
-    return Target("gene_class", GENES, "genes", values, tuple(map(str, names)))
+    return Target(_head_name(GENES), GENES, "genes", values, tuple(map(str, names)))
 
 
 def _head_name(column: str) -> str:
-    """A name that a module may have."""
-    cleaned = "".join(c if c.isalnum() or c == "_" else "_" for c in column)
-    return cleaned if cleaned and not cleaned[0].isdigit() else f"target_{cleaned}"
+    """A name that a module may have: columns are called ``type`` or ``half``, as are methods of modules."""
+    return PREFIX + "".join(c if c.isalnum() or c == "_" else "_" for c in column)
 
 
 def _some(names: Sequence[Any] | NDArray[Any] | pd.Index) -> str:

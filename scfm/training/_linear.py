@@ -19,7 +19,7 @@ PENALTIES = (0.001, 0.01, 0.1, 1.0)
 MOST_FITTED = 20_000
 N_NEIGHBORS = 15
 LEAST_SPREAD = 1e-6
-"""Axes whose standard deviation is below this share of the widest are left out."""
+"""Axes whose standard deviation is below this share of their mean are rounding, and left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def fit_linear(
     rows = _sample(y, n_classes, seed)
     x, y = np.asarray(x, dtype=np.float64)[rows], y[rows]
     center, spread = x.mean(axis=0), x.std(axis=0)
-    flat = spread <= LEAST_SPREAD * max(float(spread.max(initial=0.0)), 1e-30)
+    flat = spread <= np.maximum(LEAST_SPREAD * np.abs(center), 1e-30)
     inverse = np.where(flat, 0.0, 1 / np.where(flat, 1.0, spread))
     z = (x - center) * inverse
     fits = [_fit(z, y, n_classes, c, weights) for c in (PENALTIES if held_out is not None else PENALTIES[2:3])]
