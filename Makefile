@@ -14,10 +14,10 @@ SOURCES := scfm tests scripts benchmarks docs
 LIGHT := $(VENV)-light
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test light lint docs bench tutorials clean
+.PHONY: help demo test light lint docs bench bench-gpu tutorials clean
 
 help: ## say what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1	/' | expand -t 18
 
 demo: $(VENV)/.demo ## install scfm and embed the cells that scanpy ships
 	$(BIN)/python scripts/demo.py
@@ -38,8 +38,11 @@ docs: $(VENV)/.test ## build the documentation into docs/_build/html
 	rm -rf docs/api docs/tutorials
 	$(BIN)/sphinx-build -W --keep-going -q -E -b html docs docs/_build/html
 
-bench: $(VENV)/.demo ## measure speed and memory, print the table of docs/benchmarks.md
+bench: $(VENV)/.test ## measure speed and memory, print the table of docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py
+
+bench-gpu: $(VENV)/.test ## measure training on a GPU, print the tables for docs/benchmarks.md
+	$(BIN)/python benchmarks/bench_gpu.py
 
 tutorials: $(VENV)/.test ## run the notebooks again, outputs in place
 	$(BIN)/jupyter execute --inplace tutorials/*.ipynb

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -178,6 +179,8 @@ def test_checkpointing_and_bfloat16_train(folder, tmp_path):
     assert half.model.dtype == torch.float32
     np.testing.assert_allclose(half.history["loss"].dropna(), plain.history["loss"].dropna(), rtol=0.05)
     assert not np.array_equal(half.history["loss"].dropna(), plain.history["loss"].dropna())
+    # the attention is chosen for the precision that it gets, not for that of the weights
+    assert {dtype for _, _, dtype in half.model.transformer._chosen} == {torch.bfloat16}
 
 
 def test_the_commands_tokenize_and_train(folder, tmp_path):
@@ -201,6 +204,38 @@ def test_the_commands_tokenize_and_train(folder, tmp_path):
     assert (tmp_path / "second" / "model" / "model.safetensors").is_file()
     wrong = program.invoke(app, ["pretrain", str(tmp_path / "config.yaml"), "--set", "run.stesp=3"])
     assert wrong.exit_code == 1 and "did you mean steps?" in wrong.stderr
+
+
+def test_weights_that_are_shared_out_give_the_same_loss_and_gradients(folder, tmp_path):
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    from scfm.training._pretrain import gathered
+    from scfm.training._trainer import ObjectiveModel
+
+    model = pretrain(folder, tiny(tmp_path / "run", run={"steps": 1})).model
+    objective = MaskedGenes()
+    example = one_epoch(folder, model, objective, tokens=300)[0]
+    plain = ObjectiveModel(copy.deepcopy(model.transformer), objective)
+    shared = ObjectiveModel(copy.deepcopy(model.transformer), objective)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        for block in shared.transformer.encoder.layers:
+            fully_shard(block, mesh=mesh)
+        fully_shard(shared, mesh=mesh)
+        sums = [m(example.batch, example.targets)["genes"] for m in (plain, shared)]
+        torch.testing.assert_close(sums[0], sums[1])
+        for total in sums:
+            total.backward()
+        for (name, a), b in zip(plain.named_parameters(), shared.parameters(), strict=True):
+            assert isinstance(b, DTensor), name
+            torch.testing.assert_close(a.grad, b.grad.full_tensor(), msg=name)
+        whole = gathered(shared, model)
+    finally:
+        torch.distributed.destroy_process_group()
+    for name, tensor in model.transformer.state_dict().items():
+        assert torch.equal(whole.state_dict()[name], tensor)
 
 
 # what stops a run
@@ -272,6 +307,7 @@ def test_genes_of_another_kind_are_an_error_that_names_the_file(folder, tmp_path
         ({"run": {"schedule": "cosin"}}, r"run.schedule is 'cosin' \(did you mean cosine\?\)"),
         ({"model": {"width": 15}}, "model.width 15 is no multiple of model.n_heads 2"),
         ({"validation": {"by": "dataset", "groups": ["nobody"]}}, "no dataset 'nobody' to hold out"),
+        ({"run": {"fsdp": True}}, "shares the weights out over several GPUs"),
         ({"sampling": {"weights": {"a": 1.0}}}, "needs sampling.weights_by"),
         ({"objective": {"name": "next_word"}}, "the answer would be part of the input"),
         ({"objective": {"name": "masked_levels"}}, "reads no values: use masked_genes"),

@@ -36,6 +36,7 @@ from scfm.training._sampler import BatchPlan, Sampling
 from scfm.training._store import TokenStore
 from scfm.training._trainer import CellTrainer, ObjectiveModel, last_checkpoint, trainable
 from scfm.training.objectives import Objective, Reference
+from scfm.transformer import CellTransformer
 
 log = logging.getLogger("scfm")
 
@@ -188,6 +189,8 @@ def _pretrain(place: _Place, given: Any, settings: PretrainConfig) -> Run:
     torch.manual_seed(int(stream(settings.run.seed, place.rank, 1)) >> 1)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     metrics = trainer.last_metrics() if valid is not None else {}
+    if settings.run.fsdp:
+        model.transformer = gathered(trainer.model, model)
     model.transformer.eval().requires_grad_(True)
     if place.rank == 0:
         _finish(model.to("cpu"), place, settings)
@@ -382,6 +385,9 @@ def _valid(train: Batches, parts: Split, settings: PretrainConfig, place: _Place
     )
     plan = BatchPlan(train.cells.index, chosen, sampling, train.plan.lengths)
     mine = len(range(place.rank, plan.n_batches(0), place.world))
+    if settings.run.fsdp:
+        # processes that share weights take every step together
+        mine = max(plan.n_batches(0) // place.world, 1)
     return replace(train, plan=plan, n_batches=mine, per_step=1, epoch=VALIDATION, objective=_settled(train.objective))
 
 
@@ -409,7 +415,12 @@ def _arguments(settings: PretrainConfig, steps: int, place: _Place) -> TrainingA
         raise ConfigError("this GPU has no bfloat16; set run.precision to float32")
     more: dict[str, Any] = {}
     if run.fsdp:
-        more = {"fsdp": "full_shard", "fsdp_config": {"transformer_layer_cls_to_wrap": ["Block"], "fsdp_version": 2}}
+        if device.type != "cuda" or place.world == 1:
+            raise ConfigError(
+                "run.fsdp shares the weights out over several GPUs; start the run with torchrun on a machine that has them, or "
+                "set it to false"
+            )
+        more = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Block"]}}
     elif place.world > 1:
         more = {"ddp_find_unused_parameters": True}
         if device.type == "cpu":
@@ -455,6 +466,26 @@ def _agree(checkpoint: Path | None, place: _Place) -> Path | None:
     held = [None if checkpoint is None else str(checkpoint)]
     torch.distributed.broadcast_object_list(held, src=0)
     return None if held[0] is None else Path(held[0])
+
+
+def gathered(trained: torch.nn.Module, model: FoundationModel) -> CellTransformer:
+    """A transformer with the whole weights of one whose weights are shared out; all processes take part.
+
+    Parameters
+    ----------
+    trained
+        The `ObjectiveModel` that was trained.
+    model
+        Its architecture.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    state = get_model_state_dict(trained, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole = CellTransformer(model.config)
+    if state:
+        inner = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+        whole.load_state_dict(inner, strict=True)
+    return whole
 
 
 def _finish(model: FoundationModel, place: _Place, settings: PretrainConfig) -> None:

@@ -251,7 +251,11 @@ class CellTransformer(PreTrainedModel):
         return x if self.output is None else self.output(x)
 
     def _attention(self, batch: PackedBatch) -> str:
-        wanted = (self.config._attn_implementation, batch.device, next(self.parameters()).dtype)
+        kind = batch.device.type
+        # mixed precision hands half-precision queries to attention, whatever the weights are
+        mixed = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if mixed else next(self.parameters()).dtype
+        wanted = (self.config._attn_implementation, batch.device, dtype)
         if wanted not in self._chosen:
             self._chosen[wanted] = choose(*wanted)
         return self._chosen[wanted]
