@@ -1,6 +1,7 @@
 """What does one type in a shell?"""
 
 from scfm.cli import (  # noqa: F401  (commands enter the program on import)
+    _on_annotation,
     _on_cells,
     _on_corpora,
     _on_embeddings,

@@ -56,6 +56,8 @@ OPTIONAL = (
     Optional("peft", "train", "fine-tuning with adapters"),
     Optional("scikit-learn", "robustness", "scores of embeddings"),
     Optional("scvi-tools", "scvi", "scVI as a baseline"),
+    Optional("scikit-learn", "annotate", "fitting annotators, scores of embeddings"),
+    Optional("pynndescent", "annotate", "neighbours among more than 100,000 reference cells"),
     Optional("harmonypy", "harmony", "batch correction of an embedding"),
     Optional("scib-metrics", "scib", "integration metrics"),
     Optional("flash-attn", "flash", "faster attention on NVIDIA GPUs"),

@@ -229,7 +229,7 @@ def _add_column(file: Any, obs: Any, name: str) -> None:
     if order is None:
         write_elem(file, "obs", obs)
         return
-    write_elem(stored, name, obs[name].to_numpy())
+    write_elem(stored, name, obs[name].array if obs[name].dtype == "category" else obs[name].to_numpy())
     columns = [c for c in order if c != name]
     stored.attrs["column-order"] = [*columns, name]
 
