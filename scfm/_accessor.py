@@ -100,6 +100,12 @@ class Accessor:
 
         return tl.finetune(self._adata, *args, **options)
 
+    def probe_layers(self, *args: Any, **options: Any) -> Any:
+        """`scfm.tl.probe_layers` on this object."""
+        from scfm import tl
+
+        return tl.probe_layers(self._adata, *args, **options)
+
     def embedding(self, key: str | None = None) -> Any:
         """`scfm.get.embedding` of this object."""
         from scfm import get

@@ -12,6 +12,7 @@ from scfm.tl._embed_sequences import embed_sequences
 from scfm.tl._finetune import finetune
 from scfm.tl._generate import generate
 from scfm.tl._perturb import perturb
+from scfm.tl._probe_layers import probe_layers
 from scfm.tl._recommend import Recommendation, recommend
 from scfm.tl._robustness import robustness
 
@@ -30,6 +31,7 @@ __all__ = [
     "finetune",
     "generate",
     "perturb",
+    "probe_layers",
     "recommend",
     "robustness",
 ]

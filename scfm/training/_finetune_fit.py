@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 from scfm.errors import ConfigError
 from scfm.models import FoundationModel
 from scfm.training._adapters import METHODS, Tuning, merge, put_in, tuned_tensors
-from scfm.training._data import VALIDATION
+from scfm.training._data import VALIDATION, Batches
 from scfm.training._draws import stream
 from scfm.training._finetune_probe import Job, row
 from scfm.training._finetune_targets import Target
