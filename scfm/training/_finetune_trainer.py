@@ -105,6 +105,8 @@ class TuneTrainer(CellTrainer):
         guesses = self.guesses(self.eval_dataset)
         losses = {t.name: guesses[t.name].loss(t) for t in self.labels.targets}
         metrics = {"eval_loss": sum(losses.values()), "eval_reference": self._reference(guesses)}
+        if len(losses) > 1:
+            metrics |= {f"eval_loss_{name}": value for name, value in losses.items()}
         for target in self.labels.targets:
             own = guesses[target.name].scores(target)
             metrics |= {f"eval_{target.name}_{name}": value for name, value in own.items()}

@@ -1,0 +1,29 @@
+"""The page on fine-tuning runs from top to bottom."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "guide" / "finetune.md"
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    pytest.importorskip("scanpy")
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 5
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), names)
+    plt.close("all")
+    assert {p.name for p in (tmp_path / "blood-run").iterdir()} >= {"log.csv", "tuned"}
+    kept = sum(f.stat().st_size for f in (tmp_path / "disease-adapter").iterdir())
+    assert kept < 100_000
+    assert names["genes"].about["forgetting"]["objective"] == "masked_genes"
+    assert names["adata"].obsm["X_tuned"].shape[0] == names["adata"].n_obs
