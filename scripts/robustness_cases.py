@@ -99,6 +99,7 @@ CASES: Mapping[str, Case] = {
         lambda data: {name: read(data, name) for name in ("pbmc_1k_v2", "pbmc_1k_v3", "pbmc_5prime")},
         "assay",
         "cell_type_coarse",
+        {"max_cells": 1200, "n_subsamples": 1, "n_draws": 1},
     ),
     "stem_cells": Case(stem_cells, "assay", options={"orthologues": True}),
 }

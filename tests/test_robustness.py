@@ -491,3 +491,22 @@ def test_the_command_writes_page_and_table(adata: AnnData, tmp_path: Path) -> No
     wrong = CliRunner().invoke(app, [*common, "--report", str(tmp_path / "no" / "x.html")])
     assert wrong.exit_code == 1
     assert "is not there" in wrong.output
+
+
+def test_cells_of_the_corpus_are_known_again_count_by_count(adata: AnnData) -> None:
+    model = scfm.models.load("scfm-mini")
+    model.seen = np.sort(np.unique(model.tokenize(adata).per_cell["fingerprint"])[:7])
+    report = scfm.tl.robustness(adata.copy(), models=model, **QUICK)
+    assert set(report.to_dataframe().query("embedding == 'scfm-mini'")["leakage"]) == {"seen"}
+    assert any("7 of the cells are, count by count, in the corpus" in note for note in report.notes)
+    assert "none of this is zero-shot" in report.verdicts["scfm-mini"]
+
+
+def test_some_cells_are_held_in_the_order_asked(adata: AnnData, tmp_path: Path) -> None:
+    rows = np.array([7, 3, 3, 100])
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    for cells_of in (adata, anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")):
+        held = scfm.counts.find(cells_of).only(rows)
+        np.testing.assert_array_equal(dense(held.blocks(3), (4, adata.n_vars)), adata.X.toarray()[rows])
+        assert list(held.obs_names) == list(adata.obs_names[rows])
+        assert not held.is_backed

@@ -63,13 +63,14 @@ def robustness(
     """
     from scfm import counts, tl
     from scfm.cli._files import replacing
+    from scfm.evaluation._stress import LEVELS
 
     page, csv = _place(report), _place(table)
     if len({f.stem for f in files}) < len(files):
         raise typer.BadParameter("two files have the same name; each set needs a name of its own", param_hint="FILE")
     with ending_like_ctrl_c():
         data = {f.stem: counts.read(f) for f in files}
-        options = {} if stress is None else {"stress": [s for s in stress if s != "none"]}
+        altered = [*LEVELS] if stress is None else [s for s in stress if s != "none"]
         found = tl.robustness(
             data,
             batch_key=None if batch_key == "none" else batch_key,
@@ -88,7 +89,7 @@ def robustness(
             device=device,
             dtype=dtype,
             progress=not no_progress,
-            **options,
+            stress=altered,
         )
     if csv is not None:
         with replacing(csv) as unfinished:

@@ -107,12 +107,17 @@ class Subject(ABC):
         What it is.
     corpus
         What it was trained on; a mapping (see `leakage`), or a word for the column instead.
+    note
+        What a reader should know.
+    n_known
+        Evaluated cells whose very counts were in the corpus, where the model can tell.
     """
 
     name: str
     kind: Kind
     corpus: Mapping[str, Any] | str | None = None
     note: str = ""
+    n_known: int = 0
 
     @abstractmethod
     def embed(self, cells: Cells) -> tuple[Vectors, Cost]:
@@ -170,7 +175,11 @@ class OfModel(Subject):
         """Part by part."""
         begin = time.perf_counter()
         jobs = [self._job(cells, number) for number in range(len(cells.parts))]
-        x = np.concatenate([embed_blocks(self.model, part.source.blocks(BLOCK_ROWS), job).cells for part, job in jobs])
+        made = [embed_blocks(self.model, part.source.blocks(BLOCK_ROWS), job) for part, job in jobs]
+        x = np.concatenate([m.cells for m in made])
+        prints = [m.per_cell["fingerprint"] for m in made if "fingerprint" in m.per_cell]
+        if self.model.seen is not None and prints:
+            self.n_known = int(np.isin(np.concatenate(prints), self.model.seen).sum())
         return x, cost(begin, len(x), self.model.device)
 
     @property

@@ -361,6 +361,9 @@ def _report(
     for line in sorted(set(absent().values())):
         names = ", ".join(m for m, extra in absent().items() if extra == line)
         notes.append(f"Not in the table, because the library is not installed: {names} ({line}).")
+    for s in plan.subjects:
+        if s.n_known:
+            notes.append(f"{s.n_known:,} of the cells are, count by count, in the corpus of {s.name}.")
     known = plan.design[plan.usable]
     if plan.align and len(known.batches) > 1 and composition_distance(known) > UNEVEN:
         notes.append(
@@ -409,13 +412,14 @@ def _leakage(outcome: Outcome, plan: Plan, measured: Sequence[Measurement]) -> t
     sets = [Dataset(name, m.study) for m in measured for name in _names(m)]
     rows, words = [], {}
     corpora: dict[str, Any] = {s.name: s.corpus for s in plan.subjects}
+    known = {s.name for s in plan.subjects if s.n_known}
     for name, kind in outcome.kinds.items():
         corpus = "no training" if kind == "control" else corpora.get(name, corpora.get(name.rsplit(" + ", 1)[0]))
         if isinstance(corpus, str):
             words[name] = corpus
             continue
         found = [leakage(corpus, d) for d in sets]
-        words[name] = summary(found)
+        words[name] = "seen" if name.rsplit(" + ", 1)[0] in known else summary(found)
         rows += [{"dataset": d.name, "model": name, "leakage": f} for d, f in zip(sets, found, strict=True)]
     return pd.DataFrame(rows, columns=["dataset", "model", "leakage"]), words
 
