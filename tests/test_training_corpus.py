@@ -65,7 +65,7 @@ def test_files_folders_patterns_and_objects_are_a_corpus(folder):
 
 
 def test_a_donor_is_named_with_its_data_set(folder):
-    donors = {d for file in Corpus.open(folder).files for d in file.donor}
+    donors = {d for file in Corpus.open(folder).files for d in file.donor.names}
     assert donors == {f"study{i}/d{j}" for i in range(3) for j in range(2)}
 
 

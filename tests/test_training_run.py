@@ -113,7 +113,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(folder, tmp_path):
 def test_two_processes_learn_what_one_learns_from_the_doubled_batch(folder, tmp_path):
     same = {"model": {"dropout": 0.0}}
     config = tiny(tmp_path / "two", **same)
-    process = started(tmp_path / "train.py", folder, config, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    process = started(tmp_path / "train.py", folder, config, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     told = process.communicate(timeout=180)[0].decode()
     assert process.returncode == 0, told[-3000:]
     one = pretrain(folder, tiny(tmp_path / "one", run={"accumulation": 2}, **same))

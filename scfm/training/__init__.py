@@ -5,6 +5,7 @@ Who needs a tuned classifier (as an annotator does) calls `finetune` on labelled
 """
 
 from scfm.training import objectives
+from scfm.training._architectures import ARCHITECTURES
 from scfm.training._config import PretrainConfig
 from scfm.training._corpus import Corpus
 from scfm.training._finetune import finetune
@@ -14,6 +15,7 @@ from scfm.training._pretrain import Run, pretrain
 from scfm.training._store import TokenStore
 
 __all__ = [
+    "ARCHITECTURES",
     "Corpus",
     "Finetuned",
     "FitSettings",

@@ -82,7 +82,7 @@ class LiveCells:
             n_genes=np.concatenate([k["n_detected"] for k in kept]).astype(np.int32),
             fingerprint=np.concatenate([k["fingerprint"] for k in kept]),
             columns={
-                name: Column.of(np.concatenate([getattr(file, name) for file in corpus.files]))
+                name: Column.join([getattr(file, name) for file in corpus.files])
                 for name in ("donor", "dataset", "label")
             },
             measured=np.stack([m.measured for m in self._matches]),

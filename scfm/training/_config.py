@@ -74,7 +74,7 @@ class ModelConfig:
     fresh
         With ``start``: its architecture and tokenizer, with new weights.
     kind
-        Without ``start``: what a new model reads; see `scfm.training.architectures`.
+        Without ``start``: what a new model reads; see `scfm.training.ARCHITECTURES`.
     n_layers, width, n_heads, ff, dropout
         Sizes of a new model; ``ff`` None: four times the width.
     max_length

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from scfm import counts, genes
 from scfm.counts import CountSource
 from scfm.errors import ConfigError, CountsError, GeneMatchError
 from scfm.genes import GeneMatch, GeneVocabulary
+from scfm.training._index import Column
 
 log = logging.getLogger("scfm")
 
@@ -43,7 +44,7 @@ class CorpusFile:
     n_cells
         Rows.
     donor, dataset, label
-        (n,) texts per cell; a donor is named with its data set, so that equal names of two studies stay apart.
+        Texts per cell; a donor is named with its data set, so that equal names of two studies stay apart.
     adata
         The object in memory.
     """
@@ -51,9 +52,9 @@ class CorpusFile:
     name: str
     path: Path | None
     n_cells: int
-    donor: NDArray[np.str_]
-    dataset: NDArray[np.str_]
-    label: NDArray[np.str_]
+    donor: Column
+    dataset: Column
+    label: Column
     adata: AnnData | None = field(default=None, repr=False)
 
 
@@ -148,7 +149,7 @@ class Corpus:
         return len(self.files)
 
     def __repr__(self) -> str:
-        donors = len({d for file in self.files for d in np.unique(file.donor)})
+        donors = len({d for file in self.files for d in file.donor.names})
         return f"Corpus({len(self.files)} files, {self.n_cells:,} cells, {donors:,} donors)"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -247,17 +248,26 @@ def _look(name: str, item: Path | AnnData, wanted: Mapping[str, str | None], see
         raise CountsError(f"{name} of the corpus: {error}") from error
     n = adata.n_obs
     usual = {"donor": DONOR_COLUMNS, "dataset": DATASET_COLUMNS, "label": ()}
-    columns: dict[str, NDArray[np.str_]] = {}
+    columns: dict[str, Column] = {}
     for kind, asked in wanted.items():
         candidates = usual[kind] if asked is None else (asked,)
         column = next((c for c in candidates if c in adata.obs.columns), None)
         if column is None:
-            columns[kind] = np.full(n, name if kind != "label" else UNKNOWN)
+            columns[kind] = Column(np.zeros(n, np.int32), (name if kind != "label" else UNKNOWN,))
         else:
             seen[kind] += 1
-            values = adata.obs[column]
-            columns[kind] = np.where(values.isna(), UNKNOWN, values.astype(str)).astype(np.str_)
-    donors = np.char.add(np.char.add(columns["dataset"], "/"), columns["donor"])
+            codes, names = pd.factorize(adata.obs[column], use_na_sentinel=True)
+            texts = [*map(str, names), UNKNOWN]
+            columns[kind] = Column.join([Column(np.where(codes < 0, len(names), codes).astype(np.int32), tuple(texts))])
+    donors = _paired(columns["dataset"], columns["donor"])
     path = item if isinstance(item, Path) else None
     held = item if isinstance(item, AnnData) else None
     return CorpusFile(name, path, n, donors, columns["dataset"], columns["label"], held)
+
+
+def _paired(first: Column, second: Column) -> Column:
+    """Names of both, where they occur together."""
+    both = first.codes.astype(np.int64) * len(second.names) + second.codes
+    used, codes = np.unique(both, return_inverse=True)
+    names = [f"{first.names[i // len(second.names)]}/{second.names[i % len(second.names)]}" for i in used]
+    return Column(codes.astype(np.int32).ravel(), tuple(names))

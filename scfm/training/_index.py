@@ -27,12 +27,18 @@ class Column:
         names, codes = np.unique(np.asarray(texts, dtype=np.str_), return_inverse=True)
         return cls(codes.astype(np.int32).ravel(), tuple(names.tolist()))
 
+    def part(self, rows: slice) -> Column:
+        """Some of the rows, with the names that they use."""
+        used, codes = np.unique(self.codes[rows], return_inverse=True)
+        return Column(codes.astype(np.int32).ravel(), tuple(self.names[i] for i in used))
+
     @classmethod
     def join(cls, columns: Sequence[Column]) -> Column:
-        """One after the other."""
-        names = sorted({name for column in columns for name in column.names})
+        """One after the other; names that no row has are dropped."""
+        used = [np.unique(column.codes) for column in columns]
+        names = sorted({c.names[i] for c, some in zip(columns, used, strict=True) for i in some})
         at = {name: i for i, name in enumerate(names)}
-        codes = [np.array([at[n] for n in c.names], dtype=np.int32)[c.codes] for c in columns]
+        codes = [np.array([at.get(n, -1) for n in c.names], dtype=np.int32)[c.codes] for c in columns]
         return cls(np.concatenate(codes), tuple(names))
 
 

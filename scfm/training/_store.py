@@ -236,7 +236,7 @@ class _Writer:
         file = self.corpus.files[job.file]
         facts = self.corpus.facts(job.file, self.encoder.tokenizer)
         tokens = encode_rows(self.corpus, job.file, job.start, job.stop, self.encoder, self.matches[job.file], facts)
-        texts = {name: Column.of(getattr(file, name)[job.start : job.stop]) for name in TEXTS}
+        texts = {name: getattr(file, name).part(slice(job.start, job.stop)) for name in TEXTS}
         with new_folder(self.folder / PARTS / _name(job)) as partial:
             write_tokens(partial, tokens)
             for name, column in texts.items():
