@@ -164,6 +164,7 @@ def write(name: str, report: RobustnessReport) -> None:
     found = report.to_dataframe()
     plain = found[found["detail"] == ""]
     shown = [m for m in TABLE if (plain["metric"] == m).any()]
+    leakage = found.groupby("embedding")["leakage"].first()
     rows = []
     for embedding in report.embeddings:
         own = plain[plain["embedding"] == embedding].set_index("metric")
@@ -171,7 +172,7 @@ def write(name: str, report: RobustnessReport) -> None:
             {
                 "": embedding,
                 **{f"{m} {directions[m]}": interval(own, m) for m in shown},
-                "leakage": own["leakage"].iloc[0],
+                "leakage": leakage[embedding],
             }
         )
     text = [markdown(pd.DataFrame(rows))]

@@ -79,6 +79,7 @@ class Metric:
 
 
 BOTH: tuple[Literal["labels", "batches"], ...] = ("labels", "batches")
+BATCHES: tuple[Literal["labels", "batches"], ...] = ("batches",)
 _ROWS: tuple[Metric, ...] = (
     Metric(
         "NMI (k-means)", "bio", "higher", (0, 1),
@@ -113,46 +114,46 @@ _ROWS: tuple[Metric, ...] = (
     ),
     Metric(
         "iLISI", "batch", "higher", (0, 1),
-        "(median local inverse Simpson index of the batch - 1) / (batches - 1)", "scib-metrics", True, BOTH, _scib.EXTRA,
+        "(median local inverse Simpson index of the batch - 1) / (batches - 1)", "scib-metrics", True, BATCHES, _scib.EXTRA,
     ),
     Metric(
         "BRAS", "batch", "higher", (0, 1),
-        "batch removal adapted silhouette, within labels", "scib-metrics", True, BOTH, _scib.EXTRA,
+        "batch removal adapted silhouette, within labels", "scib-metrics", True, BATCHES, _scib.EXTRA,
     ),
     Metric(
         "kBET", "batch", "higher", (0, 1),
-        "share of neighbourhoods whose batches a chi-squared test accepts, within labels", "scib-metrics", True, BOTH,
+        "share of neighbourhoods whose batches a chi-squared test accepts, within labels", "scib-metrics", True, BATCHES,
         _scib.EXTRA,
     ),
     Metric(
         "PCR", "batch", "higher", (0, 1),
         "share of the variance explained by the batch that is gone, against log-normalised counts", "scib-metrics",
-        True, BOTH, _scib.EXTRA,
+        True, BATCHES, _scib.EXTRA,
     ),
     Metric(
         "graph connectivity", "batch", "higher", (0, 1),
         "mean over labels of the share of cells in the largest component of the label's part of the kNN graph", "scipy",
-        True, BOTH,
+        True, BATCHES,
     ),
     Metric(
         "batch ASW", "batch", "higher", (0, 1),
         "mean over labels of 1 - |s|, s the silhouette width of a cell among the batches of its label", "scikit-learn",
-        True, BOTH,
+        True, BATCHES,
     ),
     Metric(
         "same-batch neighbours", "batch", "lower", (1, 0),
         "excess over expectation: (share - e) / (1 - e) of 30 neighbours of the same label, e as if batches were mixed",
-        "scikit-learn", False, BOTH,
+        "scikit-learn", False, BATCHES,
     ),
     Metric(
         "effective batches", "batch", "higher", (0, 1),
         "(1 / sum of squared shares of the batches among 30 neighbours of the same label - 1) / (batches - 1), mean "
-        "over labels of several batches with 90 cells", "scikit-learn", False, BOTH,
+        "over labels of several batches with 90 cells", "scikit-learn", False, BATCHES,
     ),
     Metric(
         "batch probe", "batch", "lower", (1, 0),
         "how well a linear classifier tells the batch: (balanced accuracy - chance) / (1 - chance), in folds, at least 0",
-        "scikit-learn", False, BOTH,
+        "scikit-learn", False, BATCHES,
     ),
     Metric(
         "kNN within", "transfer", "higher", (0, 1),
@@ -198,7 +199,7 @@ _ROWS: tuple[Metric, ...] = (
         ("labels",),
     ),
     Metric(
-        "batch total", "total", "higher", (0, 1), "mean of the batch metrics that enter totals, unscaled", "", False, BOTH,
+        "batch total", "total", "higher", (0, 1), "mean of the batch metrics that enter totals, unscaled", "", False, BATCHES,
     ),
     Metric("total", "total", "higher", (0, 1), "0.6 bio total + 0.4 batch total, as in scIB", "", False, BOTH),
 )  # fmt: skip
