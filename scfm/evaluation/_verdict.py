@@ -82,7 +82,7 @@ def verdict(outcome: Outcome, subject: str, confounded: Sequence[str], leakage: 
         second = f"{subject} is weakest at {worst.axis}: {numbers} of {worst.baseline}, the best baseline there."
     else:
         second = (
-            f"{subject} is behind no baseline on the {len(compared)} axes that were compared; its lead is smallest at "
+            f"{subject} is behind no baseline on the {_axes(compared)} compared; its lead is smallest at "
             f"{worst.axis}: {numbers} of {worst.baseline}."
         )
     return f"{_caveat(outcome, confounded, people_known)} {second} {_sureness(outcome, worst, compared, leakage)}"
@@ -93,6 +93,8 @@ def _caveat(outcome: Outcome, confounded: Sequence[str], people_known: bool) -> 
         return "; ".join(s.rstrip(".") for s in confounded) + "."
     if outcome.design is not None and len(np.unique(outcome.design.batch)) == 1:
         return "All cells are of one batch, so nothing is said about other batches."
+    if outcome.design is not None and len(np.unique(outcome.design.label)) == 1:
+        return "All cells have one label, so nothing is said about biology."
     if people_known:
         return "Batch, label and person can be told apart in these cells."
     return "Batch and label can be told apart in these cells; which person a cell is of is not known."
@@ -106,7 +108,7 @@ def _sureness(outcome: Outcome, worst: Against, compared: Sequence[Against], lea
     ahead = sum(a.comparison.clear and a.comparison.value > 0 for a in compared)
     behind = sum(a.comparison.clear and a.comparison.value < 0 for a in compared)
     told = (
-        f"The difference is {c.value:+.3f} [{c.low:+.3f}, {c.high:+.3f}] over {units}: {clear}; of {len(compared)} axes it "
+        f"The difference is {c.value:+.3f} [{c.low:+.3f}, {c.high:+.3f}] over {units}: {clear}; of {_axes(compared)} it "
         f"is clearly ahead of the best baseline on {ahead} and clearly behind on {behind}"
     )
     if leakage in LEAKY:
@@ -115,3 +117,7 @@ def _sureness(outcome: Outcome, worst: Against, compared: Sequence[Against], lea
     if leakage == "unknown":
         return f"{told}, and whether its corpus holds these data is unknown."
     return f"{told}."
+
+
+def _axes(compared: Sequence[Against]) -> str:
+    return f"{len(compared)} {'axis' if len(compared) == 1 else 'axes'}"
