@@ -159,7 +159,7 @@ def celltypist_names(x: Any, labels: NDArray[Any], y: Any, genes: list[str]) -> 
     train = anndata.AnnData(x, var=pd.DataFrame(index=genes), obs=pd.DataFrame({"label": labels}))
     test = anndata.AnnData(y, var=pd.DataFrame(index=genes))
     model = celltypist.train(train, labels="label", check_expression=False, n_jobs=1)
-    return celltypist.annotate(test, model=model).predicted_labels["predicted_labels"].astype(str).to_numpy()
+    return celltypist.annotate(test, model=model).predicted_labels["predicted_labels"].to_numpy().astype(str)
 
 
 def run_case(case: Case, seed: int) -> dict[str, NDArray[Any]]:

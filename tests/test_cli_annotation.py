@@ -51,7 +51,19 @@ def test_a_fitted_annotator_is_applied_to_files(files: Path, tmp_path: Path) -> 
     run("annotate", files / "query.h5ad", second, "--reference", files / "a.npz", "--no-progress")
     one, two = anndata.read_h5ad(first), anndata.read_h5ad(second)
     np.testing.assert_array_equal(one.obsm["scfm_proba"], two.obsm["scfm_proba"])
-    run("annotator", "apply", files / "a.npz", first, first, "--label", "B", "--label", "Mono", "--no-reject", "--no-progress")
+    run(
+        "annotator",
+        "apply",
+        files / "a.npz",
+        first,
+        first,
+        "--label",
+        "B",
+        "--label",
+        "Mono",
+        "--no-reject",
+        "--no-progress",
+    )
     assert set(anndata.read_h5ad(first).obs["scfm_label"]) == {"B", "Mono"}
 
 

@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scfm.errors import ConfigError, MissingDependencyError
+from scfm.errors import ConfigError
 from scfm.evaluation import AnnotationScores, annotation_scores
 from scfm.get import annotation as probabilities
 from scfm.get._annotation import annotation_facts
+from scfm.pl._pyplot import pyplot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Kind = Literal["confusion", "reliability", "coverage", "umap"]
-EXTRA = "pip install 'scfm[demo]'"
 
 
 def annotation(
@@ -56,15 +56,13 @@ def annotation(
     """
     if kind not in (*DRAWN, "umap"):
         raise ConfigError(f"kind={kind!r} is not one of {', '.join((*DRAWN, 'umap'))}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(f"pictures need matplotlib: {EXTRA}") from error
+    plt = pyplot()
+    size = {"umap": (11, 4.5), "confusion": (6.5, 5.5)}.get(kind, (4.5, 4.2))
+    figure: Figure = plt.figure(figsize=size, layout="constrained")
+    plt.close(figure)  # a notebook shows what is returned, once
     if kind == "umap":
-        figure = Figure(figsize=(11, 4.5), layout="constrained")
         return _umap(figure, source, key)
     scores = source if isinstance(source, AnnotationScores) else _scores(source, truth, key)
-    figure = Figure(figsize=(6.5, 5.5) if kind == "confusion" else (4.5, 4.2), layout="constrained")
     DRAWN[kind](figure.subplots(), scores)
     return figure
 
