@@ -16,22 +16,22 @@ import pandas as pd
 import torch
 import transformers
 from tqdm.auto import tqdm
-from transformers import TrainingArguments
 
 from scfm import models
 from scfm.errors import ConfigError, MissingDependencyError
 from scfm.models import FoundationModel
-from scfm.models._device import resolve_device
 from scfm.training._architectures import add_heads, new_model, reset, seeded
+from scfm.training._arguments import CHECKPOINTS, arguments, callbacks, tuned
 from scfm.training._cells import Cells, LiveCells
+from scfm.training._claim import claim
 from scfm.training._config import PretrainConfig, build
 from scfm.training._corpus import Corpus
 from scfm.training._data import FITTING, VALIDATION, Batches
 from scfm.training._draws import stream
 from scfm.training._encode import Encoder
-from scfm.training._files import alone_in, check_space, new_folder, telling, write_json
+from scfm.training._files import alone_in, check_space, new_folder, write_json
 from scfm.training._index import Split, split
-from scfm.training._logs import HISTORY, Bar, Board, CsvLog, tensorboard_is_there
+from scfm.training._logs import HISTORY
 from scfm.training._sampler import BatchPlan, Sampling
 from scfm.training._store import TokenStore
 from scfm.training._trainer import CellTrainer, ObjectiveModel, last_checkpoint, trainable
@@ -40,19 +40,8 @@ from scfm.transformer import CellTransformer
 
 log = logging.getLogger("scfm")
 
-CONFIG, SPLIT, MODEL, CHECKPOINTS, BOARD = "config.yaml", "split.json", "model", "checkpoints", "tensorboard"
+SPLIT, MODEL = "split.json", "model"
 REFERENCE_CELLS = 20_000
-FREE_TO_CHANGE = {
-    ("run", "steps"),
-    ("run", "epochs"),
-    ("run", "num_workers"),
-    ("run", "device"),
-    *(
-        ("output", name)
-        for name in ("keep", "log_every", "evaluate_every", "tensorboard", "progress", "checkpoint_every")
-    ),
-}
-"""Settings that a run may be resumed with in another way: how far it goes, and what does not change what is learnt."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +113,7 @@ def pretrain(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     with alone_in(folder, "a training run") if rank == 0 else contextlib.nullcontext():
         if rank == 0:
-            _claim(folder, settings)
+            claim(folder, settings)
         return _pretrain(_Place(folder, rank, world), corpus, settings)
 
 
@@ -173,12 +162,12 @@ def _pretrain(place: _Place, given: Any, settings: PretrainConfig) -> Run:
     valid = _valid(train, parts, settings, place)
     trainable(model.transformer, objective)
     trainer = CellTrainer(
-        ObjectiveModel(_tuned(model, settings), objective),
-        _arguments(settings, steps, place),
+        ObjectiveModel(tuned(model, settings), objective),
+        arguments(settings, steps, place.folder, place.world),
         train,
         valid,
         settings.run.num_workers,
-        _callbacks(settings, objective, place),
+        callbacks(settings, objective, place.folder),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     checkpoint = last_checkpoint(place.folder / CHECKPOINTS) if place.rank == 0 or place.world == 1 else None
@@ -259,50 +248,6 @@ def _check_installed() -> None:
         import accelerate  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError("training needs accelerate: pip install 'scfm[train]'") from error
-
-
-def _claim(folder: Path, settings: PretrainConfig) -> None:
-    """Write the resolved configuration, or check that the folder holds the same run."""
-    import yaml
-
-    file = folder / CONFIG
-    mine = settings.to_dict()
-    if file.is_file():
-        known = yaml.safe_load(file.read_text(encoding="utf-8"))
-        changed = [name for name in _differences(known, mine) if name not in FREE_TO_CHANGE]
-        if changed:
-            shown = ", ".join(".".join(name) for name in changed[:4])
-            raise ConfigError(
-                f"{folder} holds a run with other settings ({shown}); nothing was changed there. Choose another output.folder, "
-                "or the settings of its config.yaml to go on with it"
-            )
-        if known != mine:
-            _write_config(file, mine)
-        return
-    others = sorted(p.name for p in folder.iterdir() if p.name not in (".lock", f"{CONFIG}.tmp"))
-    if others:
-        raise ConfigError(
-            f"{folder} holds no run and is not empty ({', '.join(others[:3])}); choose a new output.folder"
-        )
-    _write_config(file, mine)
-
-
-def _write_config(file: Path, settings: Mapping[str, Any]) -> None:
-    import yaml
-
-    with telling(file):
-        partial = file.with_suffix(".yaml.tmp")
-        partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        partial.replace(file)
-
-
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name in [*a, *(n for n in b if n not in a)]:
-        one, other = a.get(name), b.get(name)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from _differences(one, other, (*path, name))
-        elif one != other:
-            yield (*path, name)
 
 
 def _source(given: Any, settings: PretrainConfig) -> Corpus | TokenStore:
@@ -394,69 +339,6 @@ def _valid(train: Batches, parts: Split, settings: PretrainConfig, place: _Place
 def _settled(objective: Objective) -> Objective:
     """The objective as it is late in training, for the held-out cells."""
     return replace(objective, prompt_from=0) if hasattr(objective, "prompt_from") else objective  # type: ignore[call-arg]
-
-
-def _tuned(model: FoundationModel, settings: PretrainConfig) -> torch.nn.Module:
-    run = settings.run
-    transformer = model.transformer
-    transformer.encoder.checkpointing = run.checkpointing
-    if settings.model.attention is not None:
-        transformer.config._attn_implementation = settings.model.attention
-    if run.compile:
-        for block in transformer.encoder.layers:
-            block.compile(dynamic=True)
-    return transformer
-
-
-def _arguments(settings: PretrainConfig, steps: int, place: _Place) -> TrainingArguments:
-    run, out = settings.run, settings.output
-    device = resolve_device(run.device)
-    if run.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ConfigError("this GPU has no bfloat16; set run.precision to float32")
-    more: dict[str, Any] = {}
-    if run.fsdp:
-        if device.type != "cuda" or place.world == 1:
-            raise ConfigError(
-                "run.fsdp shares the weights out over several GPUs; start the run with torchrun on a machine that has them, or "
-                "set it to false"
-            )
-        more = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Block"]}}
-    elif place.world > 1:
-        more = {"ddp_find_unused_parameters": True}
-        if device.type == "cpu":
-            more["ddp_backend"] = "gloo"
-    return TrainingArguments(
-        output_dir=str(place.folder / CHECKPOINTS),
-        max_steps=steps,
-        learning_rate=run.learning_rate,
-        lr_scheduler_type=run.schedule if run.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=min(run.warmup_steps, steps),
-        weight_decay=run.weight_decay,
-        max_grad_norm=run.clip,
-        gradient_accumulation_steps=run.accumulation,
-        bf16=run.precision == "bfloat16",
-        use_cpu=device.type == "cpu",
-        seed=run.seed,
-        save_strategy="steps",
-        save_steps=out.checkpoint_every,
-        save_total_limit=out.keep,
-        logging_steps=out.log_every,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if settings.validation.share or settings.validation.groups else "no",
-        eval_steps=out.evaluate_every or max(steps // 10, 50),
-        report_to=[],
-        disable_tqdm=True,
-        **more,
-    )
-
-
-def _callbacks(settings: PretrainConfig, objective: Objective, place: _Place) -> list[Any]:
-    callbacks: list[Any] = [CsvLog(place.folder / HISTORY, [*objective.terms])]
-    if settings.output.progress:
-        callbacks.append(Bar())
-    if settings.output.tensorboard and tensorboard_is_there():
-        callbacks.append(Board(place.folder / BOARD))
-    return callbacks
 
 
 def _agree(checkpoint: Path | None, place: _Place) -> Path | None:
