@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import sys
+import threading
 
 import anndata as ad
 import numpy as np
@@ -117,7 +119,7 @@ def test_tuning_fits_the_cells_better_than_the_probe_it_began_at(load):
         "label",
         method="lora",
         validation_share=0,
-        epochs=15,
+        epochs=10,
         batch_cells=8,
         learning_rate=0.01,
         progress=False,
@@ -354,6 +356,30 @@ def test_a_run_without_gain_stops_and_ends_at_its_best(mini, tmp_path):
         scfm.tl.finetune(adata, mini, "noise", folder=tmp_path / "run", **QUICK)
 
 
+def test_what_was_best_is_kept_when_a_run_is_interrupted(mini, tmp_path):
+    adata, log = cells(60), tmp_path / "run" / "log.csv"
+    over = threading.Event()
+
+    def press():
+        while not over.wait(0.02):
+            if log.is_file() and len(log.read_text().splitlines()) > 2:
+                _thread.interrupt_main()
+                return
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    try:
+        result = scfm.tl.finetune(
+            adata, mini, "kind", epochs=500, patience=10**6, evaluate_every=2, folder=tmp_path / "run", progress=False
+        )
+    finally:
+        over.set()
+        thread.join()
+    assert result.about["stopped"].startswith("interrupted at step")
+    assert result.about["steps"] < 1000 and np.isfinite(result.score())
+    assert (tmp_path / "run" / "tuned" / "tuned.safetensors").is_file()
+
+
 # what is written
 
 
@@ -453,6 +479,12 @@ def test_a_missing_column_and_unknown_genes_are_said(mini, load):
         scfm.tl.finetune(cells(20, donors=1), mini, "kind", group_key="donor", method="head", progress=False)
     with pytest.raises(ConfigError, match="writes or pads cells first"):
         scfm.tl.finetune(cells_of("scmulan"), load("scmulan"), "label", pooling="type", method="head", progress=False)
+
+
+def test_several_processes_are_refused(mini, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="runs in one process"):
+        scfm.tl.finetune(cells(20), mini, "kind", progress=False)
 
 
 def test_adapters_without_peft_name_the_line_that_installs_it(load, monkeypatch):

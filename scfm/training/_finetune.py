@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +71,8 @@ def finetune(
         Where counts, genes and context are: fields of `Corpus`.
     """
     fit = fit or FitSettings()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("fine-tuning runs in one process, on one GPU; start it without torchrun")
     require_sklearn()
     if METHODS.get(method, METHODS["head"]).moves:
         _check_installed()
