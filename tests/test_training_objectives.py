@@ -333,6 +333,36 @@ def test_thinned_counts_stay_whole_and_keep_their_share():
     np.testing.assert_allclose(less.per_cell["total"], np.add.reduceat(less.values, less.offsets[:-1]))
 
 
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        ("words", NextWord()),
+        ("depth", ReadDepth(deep=10, zeros=0.1)),
+        ("bins", Generative(prompt_from=0)),
+        ("bins", MaskedValues()),
+        ("levels", MaskedLevels()),
+        ("levels", Expressed(n_genes=5)),
+        ("ranks", Contrastive()),
+    ],
+)
+def test_a_new_model_of_every_kind_gets_the_heads_it_needs_and_learns(kind, objective):
+    adata = cells(30)
+    torch.manual_seed(0)
+    model = fresh(kind, adata)
+    train = batches(model, adata, objective, reference=False)
+    example = train.make(train.plan.cells, 0)
+    optimizer = torch.optim.Adam(model.transformer.parameters(), lr=1e-2)
+    history = []
+    for _ in range(8):
+        sums = objective.losses(model.transformer.train(), example.batch, example.targets)
+        loss = sum(objective.terms[t] * s / example.counts[t] for t, s in sums.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(float(loss.detach()))
+    assert np.isfinite(history).all() and history[-1] < history[0]
+
+
 # the best guess without input
 
 
