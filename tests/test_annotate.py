@@ -146,6 +146,7 @@ def test_majority_votes_are_reported_by_cluster() -> None:
         ({"method": "prompt"}, "leave out the reference"),
         ({"method": "prompt", "reference": None, "label_key": None}, "names no cells itself"),
         ({"reference": None}, "is fitted already"),
+        ({"tuning": {"epochs": 1}}, "belongs to method='finetune'"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_written(options, message: str) -> None:
@@ -153,6 +154,18 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(options, mess
     with pytest.raises(ConfigError, match=message):
         scfm.tl.annotate(adata, progress=False, **{"reference": REFERENCE, "label_key": "cell_type", **options})
     assert "scfm_label" not in adata.obs
+
+
+def test_a_tuned_model_names_cells_and_is_calibrated_on_others() -> None:
+    adata = query()
+    tuning = {"method": "full", "epochs": 1}
+    scfm.tl.annotate(
+        adata, cells(80), label_key="cell_type", method="finetune", tuning=tuning, batch_key="donor", progress=False
+    )
+    facts = adata.uns["scfm_annotation"]["scfm"]
+    assert facts["reference"]["n_cells"] < 0.7 * 320, "the cells that the model was tuned on calibrate, too"
+    assert facts["space"]["model"] != "scfm-mini"
+    assert (adata.obs["scfm_label"].astype(str) == adata.obs["cell_type"].astype(str)).mean() > 0.8
 
 
 def test_the_shipped_annotator_is_small_and_tells_its_scope_and_scores() -> None:

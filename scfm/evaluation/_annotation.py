@@ -126,8 +126,8 @@ def annotation_scores(
         - ``coverage``: share of known cells that are not unknown, and ``accuracy when named``;
         - ``tolerant F1``: hierarchical F1, over the sets of a name and everything it is a kind of (Kiritchenko et al.
           2005), micro-averaged; nodes above all true names are left out, so that a name that says nothing earns nothing;
-        - ``ECE``: mean over 15 bins of confidence of |confidence - accuracy|, weighed by cells (Guo et al. 2017), of the
-          likeliest classes before any rejection;
+        - ``ECE``: mean over 15 bins of confidence of its absolute difference from accuracy, weighed by cells (Guo et al.
+          2017), of the likeliest classes before any rejection;
         - ``AURC``: area under the coverage-risk curve (Geifman and El-Yaniv 2017), 0 the best;
         - ``novelty AUROC`` and ``unknown among new``, where there are cells of new types.
 

@@ -22,10 +22,12 @@ from scfm.annotation._store import is_annotator
 from scfm.errors import ConfigError
 from scfm.get._annotation import COLUMNS, UNS, proba_slot
 from scfm.get._slots import key_of, plain
+from scfm.tl._annotate_tuned import tuned_annotator
 from scfm.tl._embed import _check_target
 
 DEFAULT_KEY = "scfm"
 PROMPT = "prompt"
+FINETUNE = "finetune"
 NEIGHBORS = "neighbors"
 N_BOOT = 200
 Reference: TypeAlias = AnnData | Annotator | str | Path | None
@@ -47,6 +49,7 @@ def annotate(
     ontology: Tree = None,
     smooth: str | None = None,
     use_rep: str | Literal[False] | None = None,
+    tuning: Mapping[str, Any] | None = None,
     key_added: str | None = None,
     layer: str | None = None,
     use_raw: bool | None = None,
@@ -77,7 +80,8 @@ def annotate(
         Embeds the cells of both; with ``method="prompt"`` it names them.
     method
         ``"auto"``: whatever does best on held-out cells of the reference; ``"knn"``, ``"linear"``, ``"stack"``, or one
-        classifier (`scfm.annotation.METHODS`); ``"prompt"``: no reference, the model names cells itself.
+        classifier (`scfm.annotation.METHODS`); ``"finetune"``: the model is tuned on three fifths of the reference, and
+        the others calibrate; ``"prompt"``: no reference, the model names cells itself.
     batch_key
         Column of ``obs`` of the reference with donors or batches: whole groups are held out.
     labels
@@ -101,6 +105,8 @@ def annotate(
     use_rep
         Slot of ``.obsm`` with vectors that both have; None: those that `scfm.tl.embed` wrote with this model, else they
         are computed; False: they are computed.
+    tuning
+        With ``method="finetune"``: further arguments of `scfm.tl.finetune`, such as ``{"method": "lora"}``.
     key_added
         Name of the slots; None: ``"scfm"``, if nothing of another origin stands there.
     layer, use_raw, gene_key, gene_matching, orthologues, context
@@ -143,6 +149,8 @@ def annotate(
     key = _key(adata, key_added)
     groups = _groups(adata, smooth)
     reading = Reading(layer, use_raw, gene_key, gene_matching, orthologues, context)
+    if tuning is not None and method != FINETUNE:
+        raise ConfigError(f"tuning= belongs to method='finetune', not to {method!r}")
     if method == PROMPT:
         if reference is not None:
             raise ConfigError("method='prompt' asks the model alone; leave out the reference, or choose another method")
@@ -152,20 +160,34 @@ def annotate(
         found = named_by_model(adata, loaded, labels=asked, reject=reject, reading=reading, progress=progress)
         evaluated: dict[str, Any] = {}
     else:
-        annotator = _annotator(
-            adata,
-            reference,
-            label_key,
-            model,
-            method,
-            batch_key,
-            use_rep,
-            reading,
-            reference_reading,
-            device,
-            seed,
-            progress,
-        )
+        if method == FINETUNE and open_annotator(reference) is None and label_key is not None:
+            annotator, model = tuned_annotator(
+                reference,  # type: ignore[arg-type]
+                label_key,
+                model,
+                batch_key=batch_key,
+                tuning=tuning,
+                reading=reference_reading or Reading(),
+                device=device,
+                seed=seed,
+                progress=progress,
+            )
+            use_rep = False
+        else:
+            annotator = _annotator(
+                adata,
+                reference,
+                label_key,
+                model,
+                method,
+                batch_key,
+                use_rep,
+                reading,
+                reference_reading,
+                device,
+                seed,
+                progress,
+            )
         found = annotator.annotate(
             adata,
             labels=labels,
