@@ -28,7 +28,19 @@ from scfm.cli._files import PARTIAL
 from scfm.tl import _embed
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("embed", "embed-genes", "embed-sequences", "inspect", "models", "doctor", "verify", "convert", "robustness", "annotate", "annotator")
+COMMANDS = (
+    "embed",
+    "embed-genes",
+    "embed-sequences",
+    "inspect",
+    "models",
+    "doctor",
+    "verify",
+    "convert",
+    "robustness",
+    "annotate",
+    "annotator",
+)
 
 
 def geneformer() -> Path:

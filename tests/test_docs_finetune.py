@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "guide" / "finetune.md"
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
     pytest.importorskip("scanpy")

@@ -226,8 +226,7 @@ def _warn(result: Finetuned) -> None:
             )
         if gap > 0.15:
             log.warning(
-                "%s: %s is %.3f on training and %.3f on held-out cells: overfitted; try method='head', a lower rank, fewer "
-                "epochs or more donors",
+                "%s: %s is %.3f on training and %.3f on held-out cells: overfitted; try %s",
                 target.source,
                 name,
                 tuned + gap,
