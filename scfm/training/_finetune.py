@@ -211,11 +211,12 @@ def _held_out(parts: Split, group_key: str | None) -> str:
 def _warn(result: Finetuned) -> None:
     if result.collapsed:
         log.warning("%s", result.about["stopped"])
+    moved = METHODS[result.tuning.method].moves
     for target in result.targets:
         tuned, linear = result.score(target.source), result.score(target.source, LINEAR)
         gap = result.score(target.source, TUNED, "train") - tuned
         name = SCORE[target.kind]
-        if tuned < linear:
+        if moved and tuned <= linear:
             log.warning(
                 "%s: the tuned model has %s %.3f on held-out cells, a linear map of the frozen model's vectors %.3f: tuning "
                 "gained nothing here",
@@ -231,4 +232,5 @@ def _warn(result: Finetuned) -> None:
                 name,
                 tuned + gap,
                 tuned,
+                "method='head', a lower rank, fewer epochs or more donors" if moved else "more donors",
             )
