@@ -9,6 +9,8 @@ from pathlib import Path
 
 from scfm.errors import ConfigError
 
+__all__ = ["Ontology"]
+
 
 @dataclass(frozen=True)
 class Ontology:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from annotation_cases import TYPES, cells
+from golden_cases import case
 
 import scfm
 from scfm.annotation import Annotator, shipped
@@ -166,6 +167,21 @@ def test_a_tuned_model_names_cells_and_is_calibrated_on_others() -> None:
     assert facts["reference"]["n_cells"] < 0.7 * 320, "the cells that the model was tuned on calibrate, too"
     assert facts["space"]["model"] != "scfm-mini"
     assert (adata.obs["scfm_label"].astype(str) == adata.obs["cell_type"].astype(str)).mean() > 0.8
+
+
+def test_a_model_that_names_cells_itself_is_asked() -> None:
+    model = scfm.models.load(case("scmulan") / "checkpoint")
+    adata = anndata.read_h5ad(case("scmulan") / "cells.h5ad")
+    scfm.tl.annotate(adata, model=model, method="prompt", reject=False, progress=False)
+    tokens = model.tokenize(adata)
+    names = [*scfm.models.name_cells(model, tokens).values()][-1]
+    assert [*adata.obs["scfm_label"].astype(str)] == [*names.names]
+    np.testing.assert_allclose(adata.obsm["scfm_proba"], names.probabilities, atol=1e-6)
+    two = [*names.labels[:2]]
+    scfm.tl.annotate(adata, model=model, method="prompt", labels=two, reject=False, progress=False)
+    assert set(adata.obs["scfm_label"]) <= set(two)
+    with pytest.raises(ConfigError, match=r"which .* does not know"):
+        scfm.tl.annotate(adata, model=model, method="prompt", labels=["nothing"], progress=False)
 
 
 def test_the_shipped_annotator_is_small_and_tells_its_scope_and_scores() -> None:
