@@ -130,13 +130,13 @@ def cases() -> list[Case]:
             make_config(
                 encoder=StackSpec(12, 512, 8, 64, 512), terms=gene_table(60_697), readouts=FIRST, readout="first"
             ),
-            lengths(64, 200, 1_200, 900),
+            lengths(16, 200, 1_200, 900),
             64,
         ),
         Case(
             "Nicheformer (12 layers, 512), every cell padded to 1,500",
             make_config(encoder=StackSpec(12, 512, 16, 32, 1_024), terms=gene_table(20_345, 1_500), readouts=MEAN),
-            lengths(32, 100, 1_500, 500),
+            lengths(8, 100, 1_500, 500),
             32,
             padded_to=1_500,
         ),
@@ -148,13 +148,13 @@ def cases() -> list[Case]:
                 readouts=FIRST,
                 readout="first",
             ),
-            lengths(25, 1_030, 1_300, 1_080),
+            lengths(8, 1_030, 1_300, 1_080),
             25,
         ),
         Case(
             "scBERT (6 Performer layers, 200, all 16,907 tokens), one cell at a time",
             make_config(encoder=performer, terms=gene_table(16_907), readouts=MEAN),
-            [16_907] * 2,
+            [16_907],
             1,
         ),
         Case(
@@ -162,13 +162,13 @@ def cases() -> list[Case]:
             make_config(
                 encoder=StackSpec(12, 768, 12, 64, 3_072, final_norms=1), terms=gene_table(19_266), readouts=MEAN
             ),
-            lengths(8, 500, 4_000, 1_500),
+            lengths(3, 500, 4_000, 1_500),
             1,
         ),
         Case(
             "scMulan (24 layers, 1,120), one cell at a time, three words written",
             scmulan(),
-            lengths(3, 200, 1_000, 500),
+            lengths(2, 200, 1_000, 500),
             1,
             passes=3,
         ),
