@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from scfm.counts import CountBlock
 from scfm.errors import GeneMatchError
 from scfm.genes import GeneMatch, GeneVocabulary
 
-Orthologues = Literal[True] | str | Path | pd.DataFrame | None
+Orthologues: TypeAlias = Literal[True] | str | Path | pd.DataFrame | None
 TARGET = 1e4
 """Counts that a cell is scaled to before the logarithm."""
 N_GENES = 3000

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ from scfm.tl._open import Opened, open_cells, open_model
 log = logging.getLogger("scfm")
 
 KINDS = ("auto", "contextual", "input")
-Orthologues = Literal[True] | str | Path | pd.DataFrame | None
+Orthologues: TypeAlias = Literal[True] | str | Path | pd.DataFrame | None
 
 
 def embed_genes(
