@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from evaluate_mini import Cells, folds, pair, random_projection, read
+from evaluate_mini import Cells, folds, pair, random_projection, read, together
 from numpy.typing import NDArray
 
 from scfm import genes
@@ -117,13 +117,13 @@ def score(
 ) -> pd.Series:
     """The rows of one candidate: one embedding per half."""
     rows = {
-        name: {row: np.mean([folds(embed, q["as it is"][0], x) for x in q[row]]) for row in q}
+        name: {row: together(folds(embed, q["as it is"][0], x) for x in q[row]).value for row in q}
         for embed, half in zip(embeds, HALVES, strict=True)
         for name, q in [(name, altered[name]) for name in half]
     }
     pancreas = shared_labels(*(files[name] for name in PANCREAS))
     row = pd.DataFrame(rows).T.mean()
-    row["species"] = (pair(embeds[0], *pancreas) + pair(embeds[0], *pancreas[::-1])) / 2
+    row["species"] = together([pair(embeds[0], *pancreas), pair(embeds[0], *pancreas[::-1])]).value
     row["mean"] = row.mean()
     return row
 

@@ -1,16 +1,18 @@
 """Score an embedding on label transfer and mixing, beside baselines fitted on the evaluated cells.
 
-    python scripts/evaluate_mini.py DATA [--model scfm-mini]
+    python scripts/evaluate_mini.py DATA [--model scfm-mini] [--out scores.csv]
 
 DATA holds ``reference/*.h5ad`` and ``benchmark/*.h5ad``. An embedding is a function that takes some data sets at once
-and returns one matrix per set; what is computed zero-shot treats them one by one.
+and returns one matrix per set; what is computed zero-shot treats them one by one. Intervals are 95 % percentiles over
+cells drawn again, with the neighbours as they were found.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,18 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
-from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
-from scfm.evaluation._baselines import log_values
+from scfm.evaluation._baselines import harmony, log_values
+from scfm.evaluation._scores import Score, macro_f1, mean_of_groups, table_score
 from scfm.evaluation._space import prepared
+from scfm.evaluation._statistics import interval, resample_cells
 from scfm.evaluation._transfer import knn_labels
+from scfm.models._registry import locate
+from scfm.training._projection import CellSet, ProjectionRecipe, extend, load_statistics, without
 
 N_NEIGHBORS = 15
+N_BOOT = 300
 N_DRAWS = 5
 """Thinnings and panels are random: mean over so many draws."""
 ROWS = ("lines", "lines 5->3", "chem", "cross", "stim", "pbmc3k CV", "p14 CV", "depth 10 %", "depth 5 %", "panel 500")
@@ -114,56 +120,80 @@ def _unit(x: NDArray[Any]) -> NDArray[Any]:
     return prepared(np.nan_to_num(np.asarray(x, dtype=np.float32)))
 
 
-def f1(true: NDArray[Any], predicted: NDArray[Any]) -> float:
+@dataclass(frozen=True, eq=False)
+class Row:
+    """The mean of scores that may be of different cells."""
+
+    scores: list[Score]
+
+    @property
+    def value(self) -> float:
+        """The mean itself."""
+        return float(np.mean([s.value for s in self.scores]))
+
+    def replicates(self) -> NDArray[Any]:
+        """(B,) means over cells drawn again; scores of equally many cells (altered copies) draw the same ones."""
+        drawn = [resample_cells(np.zeros(s.cells.shape[0], int), N_BOOT, 0).replicates(s) for s in self.scores]
+        return np.mean(drawn, axis=0)
+
+
+def f1(true: NDArray[Any], predicted: NDArray[Any]) -> Score:
     """Macro F1 over the classes of the query."""
-    return float(f1_score(true, predicted, labels=np.unique(true), average="macro", zero_division=0))
+    names, codes = np.unique(true, return_inverse=True)
+    place = {name: i for i, name in enumerate(names)}
+    return table_score(codes, np.array([place.get(x, -1) for x in predicted]), macro_f1, n_rows=len(names))
 
 
-def pair(embed: Embed, reference: Cells, query: Cells) -> float:
+def pair(embed: Embed, reference: Cells, query: Cells) -> Row:
     """Transfer from one set to another."""
     x, y = embed([reference, query])
-    return f1(query.labels, transfer(x, reference.labels, y))
+    return Row([f1(query.labels, transfer(x, reference.labels, y))])
 
 
-def folds(embed: Embed, cells: Cells, query: Cells | None = None) -> float:
+def folds(embed: Embed, cells: Cells, query: Cells | None = None) -> Row:
     """5-fold transfer within a set; the query may be an altered copy of its cells."""
     embedded = embed([cells] if query is None else [cells, query])
     predicted = np.empty_like(cells.labels)
     for train, test in StratifiedKFold(5, shuffle=True, random_state=0).split(cells.labels, cells.labels):
         predicted[test] = transfer(embedded[0][train], cells.labels[train], embedded[-1][test])
-    return f1(cells.labels, predicted)
+    return Row([f1(cells.labels, predicted)])
 
 
-def every_pair(embed: Embed, sets: Sequence[Cells], at_least: int = 1) -> float:
+def together(rows: Iterable[Row]) -> Row:
+    """The mean over all scores of some rows."""
+    return Row([score for row in rows for score in row.scores])
+
+
+def every_pair(embed: Embed, sets: Sequence[Cells], at_least: int = 1) -> Row:
     """Mean over ordered pairs, each on the labels that both sides have in sufficient number."""
     sets = [s.labelled(at_least) for s in sets]
-    scores = []
+    rows = []
     for a, b in permutations(sets, 2):
         shared = np.intersect1d(a.labels, b.labels)
-        scores.append(pair(embed, a[np.isin(a.labels, shared)], b[np.isin(b.labels, shared)]))
-    return float(np.mean(scores))
+        rows.append(pair(embed, a[np.isin(a.labels, shared)], b[np.isin(b.labels, shared)]))
+    return together(rows)
 
 
-def ilisi(embed: Embed, sets: Sequence[Cells], n_neighbors: int = 30, at_least: int = 90) -> float:
+def ilisi(embed: Embed, sets: Sequence[Cells], n_neighbors: int = 30, at_least: int = 90) -> Row:
     """Effective number of batches among the neighbours of the same label, scaled to 0..1; mean over labels."""
     x = _unit(np.concatenate(embed(sets)))
     batch = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
-    labels = np.concatenate([s.labels for s in sets])
-    scores = []
-    for label in np.unique(labels):
-        here = np.flatnonzero(labels == label)
+    names, codes = np.unique(np.concatenate([s.labels for s in sets]), return_inverse=True)
+    mixing = np.full(len(x), np.nan)
+    for code in range(len(names)):
+        here = np.flatnonzero(codes == code)
         if len(here) < at_least:
             continue
         similarity = x[here] @ x[here].T
         np.fill_diagonal(similarity, -2)
         near = np.argpartition(-similarity, n_neighbors, axis=1)[:, :n_neighbors]
         share = np.stack([(batch[here][near] == b).mean(1) for b in range(len(sets))])
-        scores.append((np.mean(1 / (share**2).sum(0)) - 1) / (len(sets) - 1))
-    return float(np.mean(scores))
+        mixing[here] = (1 / (share**2).sum(0) - 1) / (len(sets) - 1)
+    return Row([mean_of_groups(mixing, codes, np.isfinite(mixing))])
 
 
-def protocol(embed: Embed, files: Files) -> dict[str, float]:
-    """Every row of the table, the mean of the ten F1 rows, and iLISI."""
+def protocol(embed: Embed, files: Files) -> pd.DataFrame:
+    """Value and ends of the interval of every row, of the mean of the ten F1 rows, and of iLISI."""
     three, about = files["sc_mixology_3cl_celseq2_dropseq"]
     celseq2, dropseq = (three[(about["assay"] == assay).to_numpy()] for assay in ("CEL-seq2", "Drop-seq"))
     five = files["sc_mixology_5cl_celseq2"][0]
@@ -173,12 +203,12 @@ def protocol(embed: Embed, files: Files) -> dict[str, float]:
     chemistries = [files[name][0] for name in ("pbmc_1k_v2", "pbmc_1k_v3", "pbmc_5prime")]
     coarse = pbmc.coarse()
 
-    def drawn(alter: Callable[[int], Cells]) -> float:
-        return float(np.mean([folds(embed, coarse, alter(seed)) for seed in range(N_DRAWS)]))
+    def drawn(alter: Callable[[int], Cells]) -> Row:
+        return together(folds(embed, coarse, alter(seed)) for seed in range(N_DRAWS))
 
     scores = {
-        "lines": (pair(embed, celseq2, dropseq) + pair(embed, dropseq, celseq2)) / 2,
-        "lines 5->3": (pair(embed, five, celseq2) + pair(embed, five, dropseq)) / 2,
+        "lines": together([pair(embed, celseq2, dropseq), pair(embed, dropseq, celseq2)]),
+        "lines 5->3": together([pair(embed, five, celseq2), pair(embed, five, dropseq)]),
         "chem": every_pair(embed, chemistries, 10),
         "cross": every_pair(embed, [coarse, files["zheng_sorted_pbmc"][0].coarse(), control.coarse()]),
         "stim": pair(embed, control, stimulated),
@@ -188,7 +218,15 @@ def protocol(embed: Embed, files: Files) -> dict[str, float]:
         "depth 5 %": drawn(lambda seed: coarse.thinned(0.05, seed)),
         "panel 500": drawn(lambda seed: coarse.panel(500, seed)),
     }
-    return {**scores, "mean": float(np.mean(list(scores.values()))), "iLISI": ilisi(embed, chemistries)}
+    mixing = ilisi(embed, chemistries)
+    values = {name: row.value for name, row in scores.items()}
+    values |= {"mean": float(np.mean(list(values.values()))), "iLISI": mixing.value}
+    replicates = {name: row.replicates() for name, row in scores.items()}
+    replicates |= {"mean": np.mean(list(replicates.values()), axis=0), "iLISI": mixing.replicates()}
+    n = sum(len(s) for s in chemistries)  # many: the intervals are plain percentiles
+    return pd.DataFrame(
+        {name: (x, *interval(replicates[name], n)) for name, x in values.items()}, ["value", "low", "high"]
+    ).T
 
 
 def pca(sets: Sequence[Cells], *, n_genes: int = 2000, n_axes: int = 50, per_set: bool = False) -> list[NDArray[Any]]:
@@ -212,6 +250,40 @@ def random_projection(sets: Sequence[Cells], *, n_axes: int = 192, target: float
     """log1p values times a fixed random matrix."""
     axes = np.random.default_rng(0).standard_normal((sets[0].counts.shape[1], n_axes))
     return [log_values(s.counts, target) @ axes for s in sets]
+
+
+def pca_harmony(sets: Sequence[Cells]) -> list[NDArray[Any]]:
+    """PCA, corrected for the set by Harmony; a single set stays as it is."""
+    x = pca(sets)
+    if len(sets) == 1:
+        return x
+    sizes = [len(s) for s in sets]
+    corrected = harmony(np.concatenate(x), np.repeat(np.arange(len(sets)), sizes), 0)
+    return np.split(corrected, np.cumsum(sizes)[:-1])
+
+
+def centred(embed: Embed) -> Embed:
+    """Each set minus its mean."""
+    return lambda sets: [x - x.mean(0) for x in embed(sets)]
+
+
+def adapted_embedding(model: Any, folder: Path, n_axes: int = 128) -> Embed:
+    """The vectors of the model fitted again to its corpus and all sets together, each a set of its own."""
+    table = model.embed_genes(kind="input").vectors[model.vocabulary.is_gene].astype(np.float64)
+    recipe = ProjectionRecipe(**model.card.details["recipe"])
+    statistics = load_statistics(folder, table, recipe)
+    recipe = replace(recipe, n_axes=n_axes)
+    fits: dict[frozenset[str], NDArray[Any]] = {}
+
+    def embed(sets: Sequence[Cells]) -> list[NDArray[Any]]:
+        of_cells = [CellSet(log_values(s.counts, recipe.target_sum), s.measured) for s in sets]
+        key = frozenset(sha256(s.counts.data.tobytes() + s.counts.indices.tobytes()).hexdigest() for s in sets)
+        if key not in fits:
+            fit = extend(statistics, of_cells, recipe)
+            fits[key] = without(fit.vectors(recipe), fit.moments.center)
+        return [s.values @ fits[key] for s in of_cells]
+
+    return embed
 
 
 def model_embedding(model: Any) -> Embed:
@@ -271,16 +343,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with reference/ and benchmark/")
     parser.add_argument("--model", default="scfm-mini", help="name or folder of a model")
+    parser.add_argument("--out", type=Path, help="all values and intervals as a table")
     args = parser.parse_args()
     model = scfm.models.load(args.model)
     files = dict(evaluated_files(args.data, model.vocabulary))
-    rows = {
-        args.model: protocol(model_embedding(model), files),
-        "random projection 192": protocol(random_projection, files),
-        "PCA-50 of HVG-2000, fitted on these cells": protocol(pca, files),
-        "the same, centred per set": protocol(lambda sets: pca(sets, per_set=True), files),
+    zero_shot, adapted = model_embedding(model), adapted_embedding(model, locate(args.model)[0])
+    embeddings = {
+        args.model: zero_shot,
+        f"{args.model} centred per set": centred(zero_shot),
+        "random projection 192": random_projection,
+        "PCA-50 of HVG-2000, fitted on these cells": pca,
+        "the same, centred per set": lambda sets: pca(sets, per_set=True),
+        "the same with Harmony": pca_harmony,
+        f"{args.model} adapted": adapted,
+        f"{args.model} adapted, centred per set": centred(adapted),
     }
-    print(pd.DataFrame(rows).T.round(3).to_string())
+    tables = {}
+    for name, embed in embeddings.items():
+        tables[name] = protocol(embed, files)
+        print(
+            name,
+            *(f"{row} {v:.3f} [{a:.3f}, {b:.3f}]" for row, v, a, b in tables[name].itertuples()),
+            sep="\n  ",
+            flush=True,
+        )
+    everything = pd.concat(tables, names=["embedding", "row"])
+    if args.out is not None:
+        everything.to_csv(args.out)
+    print(everything["value"].unstack()[tables[args.model].index].loc[list(tables)].round(3).to_string())
 
 
 if __name__ == "__main__":

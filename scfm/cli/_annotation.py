@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scfm.cli._files import (
-    _add_column,
-    _written,
+    add_column,
     bytes_of,
     check_space,
     checked_output,
@@ -17,6 +16,7 @@ from scfm.cli._files import (
     is_h5ad,
     replacing,
     write_all,
+    writing,
 )
 from scfm.cli._shell import columns
 from scfm.errors import ConfigError
@@ -61,23 +61,22 @@ def annotate_file(source: Path, out: Path, reference: Path | None, options: Mapp
         tl.annotate(adata, reference, **options)
         key = key_of(options["key_added"] or DEFAULT_KEY)
         if in_place:
-            _written(target, _add_annotation, unfinished, adata, key)
+            _add_annotation(unfinished, adata, key, target)
         else:
             write_all(unfinished, adata, target)
     return _told(out, adata, key, time.monotonic() - begin)
 
 
-def _add_annotation(target: Path, adata: AnnData, key: str) -> None:
+def _add_annotation(target: Path, adata: AnnData, key: str, out: Path) -> None:
     """Write the slots of one annotation into a copy of the input; nothing else of the file is read or touched."""
-    import h5py
     from anndata.io import write_elem
 
     from scfm.get._annotation import COLUMNS, UNS, proba_slot
 
-    with h5py.File(target, "r+") as file:
+    with writing(target, "r+", out) as file:
         for name in (*(f"{key}_{c}" for c in COLUMNS), f"{key}_vote"):
             if name in adata.obs:
-                _add_column(file, adata.obs, name)
+                add_column(file, adata.obs, name)
         for group in ("obsm", "uns"):
             if group not in file:
                 write_elem(file, group, {})

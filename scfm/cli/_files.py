@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
-import io
 import os
 import shutil
-import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scfm.cli._hdf5 import opened
 from scfm.errors import OutputError
 
 SUFFIX = ".h5ad"
@@ -192,19 +189,14 @@ def add_results(target: Path, adata: Any, key: str, out: Path) -> None:
     OutputError
         If there is no room.
     """
-    _written(out, _add_results, target, adata, key)
-
-
-def _add_results(target: Path, adata: Any, key: str) -> None:
-    import h5py
     from anndata.io import write_elem
 
     from scfm.get._slots import UNS, Slots
 
     names = Slots(key)
-    with h5py.File(target, "r+") as file:
+    with writing(target, "r+", out) as file:
         if names.n_tokens in adata.obs:
-            _add_column(file, adata.obs, names.n_tokens)
+            add_column(file, adata.obs, names.n_tokens)
         for group in ("obsm", "varm", "uns"):
             if group not in file:
                 write_elem(file, group, {})
@@ -220,7 +212,7 @@ def _add_results(target: Path, adata: Any, key: str) -> None:
         write_elem(file["uns"][UNS], key, adata.uns[UNS][key])
 
 
-def _add_column(file: Any, obs: Any, name: str) -> None:
+def add_column(file: Any, obs: Any, name: str) -> None:
     """Add a column to ``obs``; files of before anndata 0.7 hold it as one table, which is written anew."""
     from anndata.io import write_elem
 
@@ -242,24 +234,17 @@ def write_all(target: Path, adata: Any, out: Path) -> None:
     OutputError
         If there is no room.
     """
-    _written(out, adata.write_h5ad, target)
+    from anndata.io import write_elem
+
+    with writing(target, "w", out) as file:
+        write_elem(file, "/", adata)
 
 
-def _written(out: Path, write: Callable[..., None], *args: Any) -> None:
-    """Write with HDF5; after an error it complains on stderr of every object that it cannot close, which is kept back."""
-    failure: OutputError | None = None
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+@contextlib.contextmanager
+def writing(target: Path, mode: str, out: Path) -> Iterator[Any]:
+    """The file of HDF5 that will become ``out``; `OutputError` if there is no room."""
     try:
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            try:
-                write(*args)
-            except (OSError, RuntimeError) as error:  # it tells of a full disk by either
-                failure = _failed(out, error)
-                failure.__cause__ = error
-                traceback.clear_frames(error.__traceback__)
-                gc.collect()
-    finally:
-        sys.unraisablehook = hook
-    if failure is not None:
-        raise failure
-    sys.stderr.write(said.getvalue())
+        with opened(target, mode) as file:
+            yield file
+    except OSError as error:
+        raise _failed(out, error) from error
