@@ -5,6 +5,8 @@ Every message says what was found, what was expected and the next step.
 
 from __future__ import annotations
 
+from importlib import import_module
+
 
 class ScfmError(Exception):
     """Base of every error that scfm raises on purpose."""
@@ -44,3 +46,26 @@ class ControlError(ScfmError, RuntimeError):
 
 class TrainingError(ScfmError, RuntimeError):
     """A training run cannot go on; the message says where it stands and what is kept."""
+
+
+def require(package: str, purpose: str, extra: str) -> None:
+    """Raise where an optional package is not installed, before the long work that needs it.
+
+    Parameters
+    ----------
+    package
+        As it is imported.
+    purpose
+        What it is needed for, as the beginning of a sentence: ``"fitting an annotator needs scikit-learn"``.
+    extra
+        The extra of scfm that brings it.
+
+    Raises
+    ------
+    MissingDependencyError
+        With the line that installs it.
+    """
+    try:
+        import_module(package)
+    except ImportError as error:
+        raise MissingDependencyError(f"{purpose}: pip install 'scfm[{extra}]'") from error

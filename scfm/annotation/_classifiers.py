@@ -25,20 +25,6 @@ ABSENT = np.float32(-1e4)
 """Log-odds of a class that a fold has no cell of."""
 
 
-def require_sklearn() -> None:
-    """Raise where scikit-learn is not installed.
-
-    Raises
-    ------
-    MissingDependencyError
-        With the line that installs it.
-    """
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(f"fitting an annotator needs scikit-learn: {EXTRA}") from error
-
-
 @dataclass(frozen=True, eq=False)
 class Knn:
     """Label transfer from the nearest reference cells, closer ones counting more.

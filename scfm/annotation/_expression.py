@@ -83,9 +83,7 @@ def gene_space(var: pd.DataFrame, species: str, gene_key: str | None, orthologue
         See `scfm.genes.match`.
     """
     try:
-        table = genes.table(species)
-        coding = table.loc[(table["status"] == "current") & (table["biotype"] == "protein_coding"), "ensembl_id"]
-        vocabulary = GeneVocabulary(tuple(coding), "ensembl", species=species)
+        vocabulary = GeneVocabulary(tuple(genes.protein_coding(species)["ensembl_id"]), "ensembl", species=species)
         found = genes.match(var, vocabulary, gene_key=gene_key, orthologues=orthologues)
     except GeneMatchError:
         if orthologues is not None:

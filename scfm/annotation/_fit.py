@@ -20,12 +20,12 @@ from scfm import models
 from scfm.annotation import _choose
 from scfm.annotation._calibration import Rejection
 from scfm.annotation._cells import Cells, Reading
-from scfm.annotation._classifiers import Codes, require_sklearn
+from scfm.annotation._classifiers import Codes
 from scfm.annotation._core import MEMBERS, METHODS, Core, Views
 from scfm.annotation._expression import Expression, cell_keys, gene_space, log_values, shared
 from scfm.annotation._reference import labelled
 from scfm.annotation._space import Rep, load_model, space_of, stored_vectors
-from scfm.errors import ConfigError
+from scfm.errors import ConfigError, require
 from scfm.ontology import Ontology
 
 log = logging.getLogger("scfm")
@@ -53,7 +53,7 @@ def fitted(
     progress: bool,
 ) -> dict[str, Any]:
     """What an `Annotator` consists of; the arguments are those of its `fit`."""
-    require_sklearn()
+    require("sklearn", "fitting an annotator needs scikit-learn", "annotate")
     wanted = _members_of(method, with_embedding=model is not None or isinstance(use_rep, str))
     known = labelled(adata.obs, label_key, batch_key, max_cells, seed)
     loaded = _needed_model(model, use_rep, wanted, reading.context, device)

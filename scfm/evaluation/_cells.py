@@ -104,9 +104,7 @@ def _first(names: pd.Index[Any], wanted: pd.Index[Any]) -> NDArray[np.int64]:
 
 
 def _resolved(variables: Sequence[pd.DataFrame], species: str) -> list[NDArray[np.int64]]:
-    table = genes.table(species)
-    ids = table.loc[(table["status"] == "current") & (table["biotype"] == "protein_coding"), "ensembl_id"]
-    vocabulary = GeneVocabulary(tuple(ids), "ensembl", species=species)
+    vocabulary = GeneVocabulary(tuple(genes.protein_coding(species)["ensembl_id"]), "ensembl", species=species)
     try:
         matched = [pd.Index(genes.match(v, vocabulary).columns) for v in variables]
     except GeneMatchError:

@@ -9,27 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scfm.errors import MissingDependencyError
 from scfm.evaluation._scores import Codes, Floats
 
 Distance = Literal["cosine", "euclidean"]
 N_NEIGHBORS = 30
 """Neighbours that local metrics look at."""
 EXTRA = "pip install 'scfm[robustness]'"
-
-
-def require_sklearn() -> None:
-    """Raise where scikit-learn is not installed.
-
-    Raises
-    ------
-    MissingDependencyError
-        With the line that installs it.
-    """
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(f"metrics of embeddings need scikit-learn: {EXTRA}") from error
 
 
 @dataclass(frozen=True, eq=False)

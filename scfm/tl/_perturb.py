@@ -15,9 +15,8 @@ from scipy.sparse import csr_matrix, vstack
 from tqdm.auto import tqdm
 
 from scfm import models
-from scfm.errors import ConfigError, GeneMatchError
+from scfm.errors import ConfigError, GeneMatchError, require
 from scfm.evaluation._perturbation import LinearEffect, empirical_p, matched_genes
-from scfm.evaluation._space import require_sklearn
 from scfm.models._perturbation import Effect, Genes, Kind, Perturber, taking_part
 from scfm.models._run import Budget
 from scfm.models._stream import BLOCK_ROWS, Job, tokenize
@@ -152,7 +151,7 @@ def perturb(
         raise ConfigError(f"kind={kind!r}; it must be 'delete' or 'overexpress'")
     if null < 0:
         raise ConfigError(f"null={null}; it must be a number of genes, 0 for none")
-    require_sklearn()
+    require("sklearn", "metrics of embeddings need scikit-learn", "robustness")
     loaded = open_model(
         model, checkpoint=checkpoint, family=family, revision=revision, context=context, device=device, dtype=dtype
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from scfm import models
-from scfm.errors import ConfigError
+from scfm.errors import ConfigError, require
 from scfm.evaluation._scores import Floats, Score, macro_f1, table_score
 from scfm.evaluation._statistics import Resampling, interval, resample_cells, resample_groups, subsample
 from scfm.get._layer_probes import UNS, LayerProbes
@@ -119,10 +119,9 @@ def probe_layers(
     0
     """
     from scfm.training._finetune_targets import cell_targets
-    from scfm.training._linear import require_sklearn
 
     _check_target(adata, copy=False, verb="probe_layers")
-    require_sklearn()
+    require("sklearn", "linear probes need scikit-learn", "train")
     for name, value, least in (("n_folds", n_folds, 2), ("n_boot", n_boot, 10), ("max_cells", max_cells, 20)):
         if value < least:
             raise ConfigError(f"{name}={value}; at least {least} is needed")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from scfm import counts, models
-from scfm.errors import ConfigError, GeneMatchError
+from scfm.errors import ConfigError, GeneMatchError, require
 from scfm.evaluation import RobustnessReport, run_plan
 from scfm.evaluation._baselines import BASELINES
 from scfm.evaluation._confounding import UNEVEN, composition_distance
@@ -23,7 +23,6 @@ from scfm.evaluation._experiment import MOST_EMPTY, Outcome, Plan, steps
 from scfm.evaluation._leakage import Dataset, leakage, summary
 from scfm.evaluation._metrics import absent
 from scfm.evaluation._question import Measurement, Question, question, versions
-from scfm.evaluation._space import require_sklearn
 from scfm.evaluation._stress import stresses
 from scfm.evaluation._subjects import OfArray, OfBaseline, OfModel, Subject
 from scfm.evaluation._table import tidy
@@ -143,7 +142,7 @@ def robustness(
     >>> report.stress().loc["scfm-mini", "depth 10 %"] > 0.2
     True
     """
-    require_sklearn()
+    require("sklearn", "metrics of embeddings need scikit-learn", "robustness")
     data = _by_name(adata)
     _check_numbers(n_boot, n_draws, max_cells, n_subsamples, min_cells)
     if distance not in ("cosine", "euclidean"):

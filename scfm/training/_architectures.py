@@ -246,8 +246,7 @@ def words(
         raise ConfigError(f"model.vocabulary is {sizes.vocabulary!r}; choose 'corpus', {', '.join(map(repr, shipped))}")
     if corpus is None:
         raise ConfigError("a vocabulary from the corpus needs its files; give corpus.files, or model.start")
-    table = genes.table(sizes.species)  # type: ignore[arg-type]
-    table = table[(table["status"] == "current") & (table["biotype"] == "protein_coding")]
+    table = genes.protein_coding(sizes.species)
     ids = tuple(table["ensembl_id"])
     every = GeneVocabulary(ids, "ensembl", species=sizes.species, symbols=tuple(table["symbol"]))
     measured = np.stack([corpus.match(i, every).measured for i in range(len(corpus))]).mean(axis=0)

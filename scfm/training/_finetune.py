@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from scfm.errors import ConfigError
+from scfm.errors import ConfigError, require
 from scfm.models import FoundationModel
 from scfm.training._adapters import METHODS, Tuning, base_hash
 from scfm.training._architectures import seeded
@@ -28,7 +28,6 @@ from scfm.training._finetune_targets import PREFIX, ClassWeights, Target, cell_t
 from scfm.training._finetuned import LINEAR, SCORE, TUNED, TUNED_FOLDER, Finetuned, card_of, dressed
 from scfm.training._forgetting import forgetting_of, pretraining_objective
 from scfm.training._index import Split
-from scfm.training._linear import require_sklearn
 from scfm.training._pretrain import _check_installed
 
 log = logging.getLogger("scfm")
@@ -73,7 +72,7 @@ def finetune(
     fit = fit or FitSettings()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("fine-tuning runs in one process, on one GPU; start it without torchrun")
-    require_sklearn()
+    require("sklearn", "linear probes need scikit-learn", "train")
     if METHODS.get(method, METHODS["head"]).moves:
         _check_installed()
     tuning = Tuning.checked(model, method, n_frozen_layers, rank, alpha, lora_dropout)

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from scipy.stats import spearmanr
 
-from scfm.errors import MissingDependencyError
-
 Floats = NDArray[np.float64]
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
 """Inverse strengths of the L2 penalty on the weights of standardised axes that are tried."""
@@ -40,20 +38,6 @@ class LinearMap:
     def __call__(self, x: NDArray[np.floating[Any]]) -> Floats:
         """(n, d) -> (n, K) logits or numbers."""
         return np.asarray(x, dtype=np.float64) @ self.weights.T + self.bias
-
-
-def require_sklearn() -> None:
-    """Raise where scikit-learn is not installed.
-
-    Raises
-    ------
-    MissingDependencyError
-        With the line that installs it.
-    """
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("linear probes need scikit-learn: pip install 'scfm[train]'") from error
 
 
 def fit_linear(
