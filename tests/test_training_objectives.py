@@ -23,7 +23,7 @@ from scfm.training._config import ModelConfig
 from scfm.training._data import Batches
 from scfm.training._draws import CellDraws
 from scfm.training._encode import Encoder
-from scfm.training._pretrain import fit_reference
+from scfm.training._prepare import begin, fit_reference
 from scfm.training._sampler import BatchPlan, Sampling
 from scfm.training.objectives import (
     OBJECTIVES,
@@ -377,6 +377,67 @@ def test_a_reference_that_knows_the_frequencies_is_beaten_by_no_constant_guess()
     score = train.reference.score(example)["genes"] / len(labels)
     assert entropy <= score < entropy * 1.05
     assert score < np.log(len(model.vocabulary))
+
+
+def said_at_first(model, objective, train) -> dict[str, float]:
+    example = train.make(train.plan.cells, -1)
+    found = losses(objective, model, example.batch, **{k: v.numpy() for k, v in example.targets.items()})
+    return {name: total / example.counts[name] for name, total in found.items()}
+
+
+@pytest.mark.parametrize("kind_and_objective", [("ranks", MaskedGenes(share=0.5)), ("words", NextWord())])
+def test_a_new_head_with_a_row_per_word_begins_at_the_reference(kind_and_objective):
+    kind, objective = kind_and_objective
+    adata = cells(100)
+    torch.manual_seed(0)
+    model = fresh(kind, adata)
+    train = batches(model, adata, objective)
+    example = train.make(train.plan.cells, -1)
+    reference = {name: example.reference[name] / example.counts[name] for name in objective.terms}
+    before = said_at_first(model, objective, train)
+    begin(model.transformer, objective, train.reference, [*model.transformer.heads])
+    after = said_at_first(model, objective, train)
+    for name in objective.terms:
+        assert abs(after[name] - reference[name]) < 0.2 * (before[name] - reference[name])
+
+
+def best_constant(objective, labels: np.ndarray) -> float:
+    """Loss of the one answer that is best for all targets together."""
+    if isinstance(objective, MaskedLevels):
+        share = np.bincount(labels) / len(labels)
+        return float(-(share[share > 0] * np.log(share[share > 0])).sum())
+    return float(labels.var())
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        ("levels", MaskedLevels(share=0.5)),
+        ("bins", MaskedValues(cell_head=None)),
+        ("depth", ReadDepth(deep=10, zeros=0.1)),
+    ],
+)
+def test_a_new_head_that_knows_no_gene_begins_at_the_best_constant(kind, objective):
+    adata = cells(100)
+    torch.manual_seed(0)
+    model = fresh(kind, adata)
+    train = batches(model, adata, objective)
+    (term,) = objective.terms
+    constant = best_constant(objective, train.make(train.plan.cells, -1).targets["labels"].numpy())
+    before = said_at_first(model, objective, train)[term]
+    begin(model.transformer, objective, train.reference, [*model.transformer.heads])
+    after = said_at_first(model, objective, train)[term]
+    assert abs(after - constant) < 0.2 * (before - constant)
+
+
+def test_heads_that_were_trained_before_are_left_as_they_are(load):
+    model, adata, _ = opened("geneformer", load)
+    train = batches(model, adata, MaskedGenes(share=0.5))
+    before = {name: tensor.clone() for name, tensor in model.transformer.state_dict().items()}
+    begin(model.transformer, train.objective, train.reference, ())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.transformer.state_dict().items())
+    begin(model.transformer, train.objective, train.reference, ["mlm"])
+    assert not torch.equal(model.transformer.state_dict()["heads.mlm.bias"], before["heads.mlm.bias"])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -22,8 +22,9 @@ from typer.testing import CliRunner
 import scfm
 from scfm.cli import app
 from scfm.errors import ConfigError, OutputError, TrainingError
-from scfm.training import Corpus, TokenStore, pretrain
+from scfm.training import Corpus, PretrainConfig, TokenStore, pretrain
 from scfm.training._files import alone_in, check_space, new_folder
+from scfm.training._prepare import prepare_model
 from scfm.training._trainer import last_checkpoint
 from scfm.training.objectives import OBJECTIVES, MaskedGenes
 
@@ -69,6 +70,14 @@ def test_a_run_goes_on_to_the_same_bits(folder, tmp_path):
     for name in ("loss", "reference", "learning_rate", "grad_norm", "tokens", "cells"):
         ours, theirs = (h[h["loss"].notna()][name] for h in (parts.history, whole.history))
         np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+def test_only_new_heads_begin_at_the_reference(folder, tmp_path):
+    first = pretrain(folder, tiny(tmp_path / "first", run={"steps": 1})).folder / "model"
+    for fresh, expected in ((False, set()), (True, {"mlm"})):
+        settings = PretrainConfig.build(tiny(tmp_path / "next", model={"start": str(first), "fresh": fresh}))
+        _, new = prepare_model(settings, Corpus.open(folder), settings.build_objective())
+        assert set(new) == expected
 
 
 SCRIPT = """

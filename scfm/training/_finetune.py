@@ -28,7 +28,7 @@ from scfm.training._finetune_targets import PREFIX, ClassWeights, Target, cell_t
 from scfm.training._finetuned import LINEAR, SCORE, TUNED, TUNED_FOLDER, Finetuned, card_of, dressed
 from scfm.training._forgetting import forgetting_of, pretraining_objective
 from scfm.training._index import Split
-from scfm.training._pretrain import _check_installed
+from scfm.training._prepare import check_installed
 
 log = logging.getLogger("scfm")
 
@@ -74,7 +74,7 @@ def finetune(
         raise ConfigError("fine-tuning runs in one process, on one GPU; start it without torchrun")
     require("sklearn", "linear probes need scikit-learn", "train")
     if METHODS.get(method, METHODS["head"]).moves:
-        _check_installed()
+        check_installed()
     tuning = Tuning.checked(model, method, n_frozen_layers, rank, alpha, lora_dropout)
     corpus = open_cells(adata, dict(reading or {}))
     pooling = _pooling(model, pooling)

@@ -20,7 +20,6 @@ from scfm.training._trainer import Meter
 from scfm.training.objectives import OBJECTIVES, Objective
 
 MOST_CELLS = 500
-_HEADS = ("head", "cell_head", "word", "level")
 
 
 def pretraining_objective(model: FoundationModel, asked: bool | str | Mapping[str, Any]) -> Objective | None:
@@ -67,8 +66,9 @@ def pretraining_objective(model: FoundationModel, asked: bool | str | Mapping[st
 
 
 def _lacking(objective: Objective, model: FoundationModel) -> list[str]:
-    named = [name for field in _HEADS if (name := getattr(objective, field, None))]
-    return [name for name in {*objective.heads(model), *named} if name not in model.transformer.heads]
+    return [
+        name for name in {*objective.heads(model), *objective.told_by.values()} if name not in model.transformer.heads
+    ]
 
 
 def forgetting_of(

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,25 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from tqdm.auto import tqdm
 
-from scfm import models
-from scfm.errors import ConfigError, MissingDependencyError
+from scfm.errors import ConfigError
 from scfm.models import FoundationModel
-from scfm.training._architectures import add_heads, new_model, reset, seeded
+from scfm.training._architectures import seeded
 from scfm.training._arguments import CHECKPOINTS, arguments, callbacks, tuned
-from scfm.training._cells import Cells, LiveCells
+from scfm.training._cells import Cells
 from scfm.training._claim import claim
 from scfm.training._config import PretrainConfig, build
 from scfm.training._corpus import Corpus
-from scfm.training._data import FITTING, VALIDATION, Batches
+from scfm.training._data import VALIDATION, Batches
 from scfm.training._draws import stream
-from scfm.training._encode import Encoder
 from scfm.training._files import alone_in, check_space, new_folder, write_json
 from scfm.training._index import Split, split
 from scfm.training._logs import HISTORY
+from scfm.training._prepare import begin, check_installed, fit_reference, open_cells, open_source, prepare_model
 from scfm.training._sampler import BatchPlan, Sampling
 from scfm.training._store import TokenStore
 from scfm.training._trainer import CellTrainer, ObjectiveModel, last_checkpoint, trainable
-from scfm.training.objectives import Objective, Reference
+from scfm.training.objectives import Objective
 from scfm.transformer import CellTransformer
 
 log = logging.getLogger("scfm")
@@ -107,7 +105,7 @@ def pretrain(
     >>> run = scfm.training.pretrain("cells/*.h5ad", {"run": {"steps": 500}, "output": {"folder": "my-model"}})  # doctest: +SKIP
     >>> scfm.tl.embed(adata, run.model)  # doctest: +SKIP
     """
-    _check_installed()
+    check_installed()
     settings = config if isinstance(config, PretrainConfig) else build(PretrainConfig, config or {})
     folder = Path(settings.output.folder).expanduser()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -128,10 +126,10 @@ class _Place:
 
 def _pretrain(place: _Place, given: Any, settings: PretrainConfig) -> Run:
     objective = settings.build_objective()
-    source = _source(given, settings)
+    source = open_source(given, settings)
     seeded(settings.run.seed)
-    model = prepare_model(settings, source, objective)
-    cells = _cells(source, model, objective, settings)
+    model, new_heads = prepare_model(settings, source, objective)
+    cells = open_cells(source, model, objective, settings)
     parts = split(
         cells.index,
         by=settings.validation.by,
@@ -158,6 +156,7 @@ def _pretrain(place: _Place, given: Any, settings: PretrainConfig) -> Run:
         world=place.world,
     )
     reference = fit_reference(train, len(model.vocabulary), settings.output.progress and place.rank == 0)
+    begin(model.transformer, objective, reference, new_heads)
     train = replace(train, reference=reference)
     valid = _valid(train, parts, settings, place)
     trainable(model.transformer, objective)
@@ -184,111 +183,6 @@ def _pretrain(place: _Place, given: Any, settings: PretrainConfig) -> Run:
     if place.rank == 0:
         _finish(model.to("cpu"), place, settings)
     return Run(place.folder, model, metrics)
-
-
-def prepare_model(settings: PretrainConfig, source: Corpus | TokenStore, objective: Objective) -> FoundationModel:
-    """The model that is trained, with the heads that the objective needs.
-
-    Raises
-    ------
-    ConfigError
-        If the objective makes no sense for it.
-    """
-    wanted, name = settings.model, settings.output.name or Path(settings.output.folder).name
-    if wanted.start is None:
-        model = new_model(wanted, source if isinstance(source, Corpus) else None, name)
-    else:
-        model = models.load(wanted.start)
-        model = reset(model, name) if wanted.fresh else replace(model, card=replace(model.card, name=name))
-    objective.check(model)
-    added = add_heads(model, objective.heads(model))
-    if added and wanted.start is not None and not wanted.fresh:
-        log.info("%s had no head %s; it starts with new weights", wanted.start, ", ".join(added))
-    lacking = [getattr(objective, n) for n in ("head", "cell_head", "word", "level") if getattr(objective, n, None)]
-    for head in lacking:
-        if head not in (model.config.heads or {}):
-            raise ConfigError(f"{model.card.name} has no output {head!r}, which the objective {objective.name} trains")
-    return model
-
-
-def fit_reference(
-    train: Batches, vocabulary_size: int, progress: bool = False, max_cells: int = REFERENCE_CELLS
-) -> Reference:
-    """The input-free guess, fitted on examples of training cells.
-
-    Parameters
-    ----------
-    train
-        Batches of the run; the draws are others than in training.
-    vocabulary_size
-        Tokens of the model.
-    progress
-        Whether to show a bar.
-    max_cells
-        Training cells that are looked at, of the first epoch.
-    """
-    total = min(max_cells, len(train.plan.cells))
-
-    def examples() -> Iterator[Any]:
-        seen = 0
-        with tqdm(total=total, desc="reference", unit="cell", disable=not progress) as bar:
-            for number in range(train.plan.n_batches(0)):
-                _, cells = train.plan[number]
-                yield train.make(cells, FITTING)
-                seen += len(cells)
-                bar.update(len(cells))
-                if seen >= total:
-                    return
-
-    return train.objective.reference(vocabulary_size).fit(examples())
-
-
-def _check_installed() -> None:
-    try:
-        import accelerate  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("training needs accelerate: pip install 'scfm[train]'") from error
-
-
-def _source(given: Any, settings: PretrainConfig) -> Corpus | TokenStore:
-    wanted = settings.corpus
-    if isinstance(given, Corpus | TokenStore):
-        return given
-    if given is None and wanted.store is not None:
-        return TokenStore(wanted.store)
-    files = list(wanted.files) if given is None else given
-    if isinstance(files, list) and not files:
-        raise ConfigError("the corpus is empty: name files with corpus.files, or a store with corpus.store")
-    return Corpus.open(
-        files,
-        donor_key=wanted.donor_key,
-        dataset_key=wanted.dataset_key,
-        label_key=wanted.label_key,
-        gene_key=wanted.gene_key,
-        gene_matching=wanted.gene_matching,
-        layer=wanted.layer,
-        use_raw=wanted.use_raw,
-        context=wanted.context,
-        orthologues=wanted.orthologues,
-    )
-
-
-def _cells(
-    source: Corpus | TokenStore, model: FoundationModel, objective: Objective, settings: PretrainConfig
-) -> Cells:
-    keep = settings.corpus.keep or objective.keep
-    if keep == "tokens" and objective.keep == "counts":
-        raise ConfigError(
-            f"corpus.keep is 'tokens', but the objective {objective.name} changes cells before they are tokenized; leave it out"
-        )
-    if isinstance(source, TokenStore):
-        source.check_fits(model.tokenizer, keep)
-        # the model's tokenizer, not the store's: both are equal, or the store keeps counts
-        source.encoder = Encoder(model.tokenizer, source.encoder.keep)
-        return source
-    encoder = Encoder(model.tokenizer, keep)
-    show = settings.output.progress and int(os.environ.get("RANK", 0)) == 0
-    return LiveCells(source, encoder, block_rows=settings.sampling.block_rows, progress=show)
 
 
 def _tell(cells: Cells, parts: Split, place: _Place) -> None:

@@ -307,6 +307,6 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def trainable(transformer: CellTransformer, objective: Objective) -> None:
     """Leave alone the heads that an objective does not use: nothing would move them but weight decay."""
-    used = {getattr(objective, name, None) for name in ("head", "cell_head", "word", "level")}
+    used = set(objective.told_by.values())
     for name, head in transformer.heads.items():
         head.requires_grad_(name in used)

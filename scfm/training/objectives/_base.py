@@ -171,6 +171,11 @@ class Objective(ABC):
         """Heads that a model needs and that can be added to it fresh."""
         return {}
 
+    @property
+    def told_by(self) -> Mapping[str, str]:
+        """Name of the head that guesses each term; terms without a head of their own are left out."""
+        return {}
+
     def cost(self, lengths: NDArray[np.integer[Any]], model: FoundationModel) -> NDArray[np.int64]:
         """(n,) tokens that cells of these stored lengths are counted with when batches are filled."""
         tokenizer: Any = model.tokenizer

@@ -27,6 +27,10 @@ class Reference(ABC):
     def score(self, example: Example) -> dict[str, float]:
         """Sum of the losses of an example's targets, by term of the objective."""
 
+    def constants(self) -> dict[str, NDArray[np.float64]]:
+        """What a head would say that knows neither cell nor gene: (outputs,) logits or numbers, by term."""
+        return {}
+
 
 def _array(example: Example, name: str) -> NDArray[Any]:
     return example.targets[name].cpu().numpy()
@@ -51,6 +55,10 @@ class TokenFrequencies(Reference):
         for example in examples:
             self.counts += np.bincount(_array(example, "labels"), minlength=len(self.counts))
         return self
+
+    def constants(self) -> dict[str, NDArray[np.float64]]:
+        """Log frequencies."""
+        return {self.term: np.log(self.counts / self.counts.sum())}
 
     def score(self, example: Example) -> dict[str, float]:
         """Sum of -log of the frequency of each answer."""
@@ -78,10 +86,17 @@ class LevelFrequencies(Reference):
             np.add.at(self.counts, (_array(example, "genes"), _array(example, "labels")), 1.0)
         return self
 
+    def constants(self) -> dict[str, NDArray[np.float64]]:
+        """Log frequencies of the levels in all genes together."""
+        return {self.term: np.log(self._overall())}
+
+    def _overall(self) -> NDArray[np.float64]:
+        counts = self.counts.sum(axis=0) + 1
+        return counts / counts.sum()
+
     def score(self, example: Example) -> dict[str, float]:
         """Sum of -log of the frequency of each level for its gene."""
-        overall = self.counts.sum(axis=0) + 1
-        overall /= overall.sum()
+        overall = self._overall()
         genes, labels = _array(example, "genes"), _array(example, "labels")
         share = (self.counts[genes, labels] + PRIOR * overall[labels]) / (self.counts[genes].sum(axis=1) + PRIOR)
         return {self.term: float(-np.log(share).sum())}
@@ -110,10 +125,16 @@ class MeanPerGene(Reference):
             np.add.at(self.counts, genes, 1.0)
         return self
 
+    def constants(self) -> dict[str, NDArray[np.float64]]:
+        """The mean of all genes together."""
+        return dict.fromkeys(self.terms, np.array([self._overall()]))
+
+    def _overall(self) -> float:
+        return float(self.sums.sum() / max(self.counts.sum(), 1.0))
+
     def score(self, example: Example) -> dict[str, float]:
         """Sum of the squared differences to the means."""
-        overall = self.sums.sum() / max(self.counts.sum(), 1.0)
-        means = (self.sums + PRIOR * overall) / (self.counts + PRIOR)
+        means = (self.sums + PRIOR * self._overall()) / (self.counts + PRIOR)
         genes = _array(example, "genes")
         errors = {
             name: float(np.square(_array(example, labels) - means[genes]).sum()) for name, labels in self.terms.items()
@@ -144,11 +165,18 @@ class RatePerGene(Reference):
             np.add.at(self.all, genes, 1.0)
         return self
 
+    def constants(self) -> dict[str, NDArray[np.float64]]:
+        """The logit of the rate in all genes together."""
+        rate = self._overall()
+        return {self.term: np.array([np.log(rate / (1 - rate))])}
+
+    def _overall(self) -> float:
+        return float((self.yes.sum() + 1) / (self.all.sum() + 2))
+
     def score(self, example: Example) -> dict[str, float]:
         """Sum of -log of the probability of each answer."""
-        overall = (self.yes.sum() + 1) / (self.all.sum() + 2)
         genes, labels = _array(example, "genes"), _array(example, "labels").astype(bool)
-        p = (self.yes[genes] + PRIOR * overall) / (self.all[genes] + PRIOR)
+        p = (self.yes[genes] + PRIOR * self._overall()) / (self.all[genes] + PRIOR)
         return {self.term: float(-np.log(np.where(labels, p, 1 - p)).sum())}
 
 

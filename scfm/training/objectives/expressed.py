@@ -74,6 +74,11 @@ class Expressed(Objective):
         form = (("expressed", True),)
         return {self.head: HeadSpec("pairs", MLPSpec((d, d), end=("gelu",)), model.config.readout, form, cell_width=d)}
 
+    @property
+    def told_by(self) -> Mapping[str, str]:
+        """One head."""
+        return {"expressed": self.head}
+
     def examples(self, cells: CellBatch) -> Example:
         """Hide genes, tokenize the rest, and draw what is asked."""
         counts = cells.kept

@@ -72,6 +72,11 @@ class Generative(Objective):
         """ScGPT's heads, fresh."""
         return value_heads(model, self.head, self.cell_head)
 
+    @property
+    def told_by(self) -> Mapping[str, str]:
+        """The same head with and without the prompt."""
+        return {"values": self.head, "from_cell": self.cell_head, "from_prompt": self.head}
+
     def examples(self, cells: CellBatch) -> Example:
         """Split each cell."""
         tokens = cells.tokens

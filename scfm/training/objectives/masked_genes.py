@@ -82,6 +82,11 @@ class MaskedGenes(Objective):
             return {self.head: HeadSpec("tokens", MLPSpec((width, rows)))}
         return {self.head: HeadSpec("tied", MLPSpec((width, width), end=("gelu", "norm")))}
 
+    @property
+    def told_by(self) -> Mapping[str, str]:
+        """One head."""
+        return {"genes": self.head}
+
     def examples(self, cells: CellBatch) -> Example:
         """Hide tokens."""
         tokens, words = cells.tokens, cells.vocabulary

@@ -91,6 +91,11 @@ class MaskedLevels(Objective):
         term = value_term(model, "table")
         return 0 if term is None else term.rows
 
+    @property
+    def told_by(self) -> Mapping[str, str]:
+        """One head."""
+        return {"levels": self.head}
+
     def examples(self, cells: CellBatch) -> Example:
         """Hide levels of expressed genes: a zero is never asked about, so nothing is learnt from absence."""
         tokens = cells.tokens
@@ -177,6 +182,11 @@ class MaskedValues(Objective):
     def heads(self, model: FoundationModel) -> dict[str, HeadSpec]:
         """ScGPT's heads, fresh."""
         return value_heads(model, self.head, self.cell_head)
+
+    @property
+    def told_by(self) -> Mapping[str, str]:
+        """A head each."""
+        return {"values": self.head} | ({} if self.cell_head is None else {"from_cell": self.cell_head})
 
     def examples(self, cells: CellBatch) -> Example:
         """Hide values of genes; special tokens keep theirs."""

@@ -65,9 +65,14 @@ class NextWord(Objective):
             need(role in model.vocabulary.specials, f"the vocabulary of {model.card.name} has no word {role!r}")
 
     def heads(self, model: FoundationModel) -> dict[str, HeadSpec]:
-        """Two linear maps."""
-        head = HeadSpec("tokens", MLPSpec((model.transformer.state_width(-1), len(model.vocabulary)), last_bias=False))
+        """Two linear maps; each word has a bias (the published heads have none), where its frequency can stand."""
+        head = HeadSpec("tokens", MLPSpec((model.transformer.state_width(-1), len(model.vocabulary))))
         return {self.word: head, self.level: head}
+
+    @property
+    def told_by(self) -> Mapping[str, str]:
+        """A head each."""
+        return {"words": self.word, "levels": self.level}
 
     def examples(self, cells: CellBatch) -> Example:
         """Write each cell as words."""
@@ -201,11 +206,20 @@ class WordRates(Reference):
                 self.asked += positions
         return self
 
+    def constants(self) -> dict[str, np.ndarray]:
+        """Logits of the rates, and the means."""
+        rate = self._rates()
+        return {"words": np.log(rate / (1 - rate)), "levels": self._means()}
+
+    def _rates(self) -> np.ndarray:
+        return np.clip((self.later + 0.5) / (self.asked + 1), 1e-6, 1 - 1e-6)
+
+    def _means(self) -> np.ndarray:
+        return self.sums / np.maximum(self.later, 1)
+
     def score(self, example: Example) -> dict[str, float]:
         """Binary cross entropy over all words, and squared error of the levels."""
-        rate = (self.later + 0.5) / (self.asked + 1)
-        rate = np.clip(rate, 1e-6, 1 - 1e-6)
-        mean = self.sums / np.maximum(self.later, 1)
+        rate, mean = self._rates(), self._means()
         silent = -np.log1p(-rate)
         words = levels = 0.0
         for ids, times, level, positions in self._counted(example):

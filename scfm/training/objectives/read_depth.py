@@ -76,6 +76,11 @@ class ReadDepth(Objective):
         """The decoder reads every gene of every cell."""
         return super().cost(lengths, model) + model.transformer.decoder_rows
 
+    @property
+    def told_by(self) -> Mapping[str, str]:
+        """One head."""
+        return {"values": self.head}
+
     def examples(self, cells: CellBatch) -> Example:
         """Thin, hide, and keep what was there."""
         raw = cells.kept
