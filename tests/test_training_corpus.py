@@ -109,6 +109,62 @@ def test_a_file_without_counts_or_genes_is_named(folder, tmp_path):
         LiveCells(Corpus.open([folder, cells(20, names=[f"x{i}" for i in range(60)])]), Encoder(tokenizer()))
 
 
+# collections of annbatch
+
+
+def collection(folder, parts):
+    """The layout that annbatch writes: AnnData stores in one zarr group of format 3 that says what it is."""
+    zarr = pytest.importorskip("zarr", minversion="3")
+    group = zarr.open_group(str(folder), mode="w", zarr_format=3)
+    for i, part in enumerate(parts):
+        ad.io.write_elem(group, f"dataset_{i}", part)
+    group.update_attributes({"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"})
+    return folder
+
+
+def mixed(n: int = 60) -> list[ad.AnnData]:
+    adata = cells(n)
+    order = np.random.default_rng(0).permutation(n)
+    return [adata[np.sort(rows)].copy() for rows in np.array_split(order, 12)]
+
+
+def assert_reads_like(corpus: Corpus, parts: list[ad.AnnData]) -> None:
+    ours, theirs = (LiveCells(c, Encoder(tokenizer())) for c in (corpus, Corpus.open(parts)))
+    assert_same(ours.read(np.arange(corpus.n_cells)), theirs.read(np.arange(corpus.n_cells)))
+    np.testing.assert_array_equal(ours.index.measured, theirs.index.measured)
+
+
+def test_a_collection_of_annbatch_is_read_part_by_part(tmp_path):
+    parts = mixed()
+    corpus = Corpus.open(collection(tmp_path / "all.zarr", parts))
+    assert [f.path.name for f in corpus.files] == [f"dataset_{i}" for i in range(12)]
+    assert_reads_like(corpus, parts)
+
+
+def test_parts_of_a_collection_share_their_donors(tmp_path):
+    corpus = Corpus.open([collection(tmp_path / "all.zarr", mixed()), cells(20, seed=3)])
+    donors = {d for file in corpus.files for d in file.donor.names}
+    assert donors == {"all/d0", "all/d1", "object_12/d0", "object_12/d1"}
+
+
+def test_a_collection_without_parts_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="holds no dataset_0"):
+        Corpus.open(collection(tmp_path / "all.zarr", []))
+
+
+def test_a_collection_that_annbatch_wrote_is_read(tmp_path):
+    annbatch = pytest.importorskip("annbatch", reason="annbatch, which needs Python 3.12, is not installed")
+    adata = cells(90)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    made = annbatch.DatasetCollection(str(tmp_path / "all.zarr"))
+    made.add_adatas([str(tmp_path / "cells.h5ad")], shuffle_chunk_size=10, dataset_size=30, n_obs_per_chunk=8)
+    corpus = Corpus.open(tmp_path / "all.zarr")
+    assert len(corpus) == 3
+    parts = [ad.io.read_zarr(tmp_path / "all.zarr" / f"dataset_{i}") for i in range(3)]
+    assert sorted(name for part in parts for name in part.obs_names) == sorted(adata.obs_names)
+    assert_reads_like(corpus, parts)
+
+
 # the store
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,8 @@ SUFFIXES = (".h5ad", ".zarr", ".h5", ".loom")
 DONOR_COLUMNS = ("donor", "donor_id", "individual", "patient", "patient_id", "subject", "sample", "sample_id")
 DATASET_COLUMNS = ("dataset", "dataset_id", "study")
 UNKNOWN = "unknown"
+COLLECTION = "annbatch-preshuffled"
+"""Encoding type of a zarr collection of annbatch, whose parts ``dataset_0``, ``dataset_1``, ... are AnnData stores."""
 _OPEN_AT_ONCE = 16
 
 Source: TypeAlias = str | Path | AnnData
@@ -103,11 +107,11 @@ class Corpus:
         Parameters
         ----------
         sources
-            Files (h5ad, zarr, whatever `scfm.counts.read` takes), folders of them, patterns such as ``data/*.h5ad``, or
-            AnnData objects.
+            Files (h5ad, zarr, whatever `scfm.counts.read` takes), folders of them, patterns such as ``data/*.h5ad``,
+            AnnData objects, or zarr collections of annbatch, each part of which is a file.
         donor_key, dataset_key
             Columns of ``obs``; default: the first usual one (``donor``, ``donor_id``, ..., ``dataset``, ...), else the
-            file's name.
+            file's name, or that of the collection, whose parts are mixtures of the same donors.
         label_key
             Column of ``obs`` for weights; default: none.
         **options
@@ -217,18 +221,47 @@ def _expand(source: Source) -> Iterator[Path | AnnData]:
         inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
         if not inside:
             raise ConfigError(f"the folder {path} holds no file of cells ({', '.join(SUFFIXES)})")
-        yield from inside
+        yield from (part for p in inside for part in _parts(p) or [p])
     elif path.exists():
-        yield path
+        yield from _parts(path) or [path]
     elif glob.has_magic(text):
         matching = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
         if not matching:
             raise ConfigError(f"no file matches the pattern {text!r}")
-        yield from (Path(p) for p in matching)
+        yield from (part for p in map(Path, matching) for part in _parts(p) or [p])
     else:
         raise ConfigError(
             f"there is no file or folder {path}; the corpus takes files, folders and patterns like '*.h5ad'"
         )
+
+
+def _parts(path: Path) -> list[Path]:
+    """The stores of a collection of annbatch, in its order; none where it is no such collection.
+
+    Raises
+    ------
+    ConfigError
+        If the collection is empty.
+    """
+    if not _is_collection(path):
+        return []
+    found = {int(m[1]): p for p in path.iterdir() if (m := re.fullmatch(r"dataset_(\d+)", p.name))}
+    if not found:
+        raise ConfigError(
+            f"{path} is a collection of annbatch that holds no dataset_0, dataset_1, ...; is it complete?"
+        )
+    return [found[i] for i in sorted(found)]
+
+
+def _is_collection(path: Path) -> bool:
+    about = path / "zarr.json"
+    if not about.is_file():
+        return False
+    try:
+        attributes = json.loads(about.read_text(encoding="utf-8")).get("attributes", {})
+    except ValueError:  # damaged: whoever opens the store says so
+        return False
+    return bool(attributes.get("encoding-type") == COLLECTION)
 
 
 def _names(found: Sequence[Path | AnnData]) -> list[str]:
@@ -248,12 +281,14 @@ def _look(name: str, item: Path | AnnData, wanted: Mapping[str, str | None], see
         raise CountsError(f"{name} of the corpus: {error}") from error
     n = adata.n_obs
     usual = {"donor": DONOR_COLUMNS, "dataset": DATASET_COLUMNS, "label": ()}
+    # parts of a collection hold cells of the same donors
+    own = item.parent.stem if isinstance(item, Path) and _is_collection(item.parent) else name
     columns: dict[str, Column] = {}
     for kind, asked in wanted.items():
         candidates = usual[kind] if asked is None else (asked,)
         column = next((c for c in candidates if c in adata.obs.columns), None)
         if column is None:
-            columns[kind] = Column(np.zeros(n, np.int32), (name if kind != "label" else UNKNOWN,))
+            columns[kind] = Column(np.zeros(n, np.int32), (own if kind != "label" else UNKNOWN,))
         else:
             seen[kind] += 1
             codes, names = pd.factorize(adata.obs[column], use_na_sentinel=True)
