@@ -1,10 +1,13 @@
 """Compare scfm.tl.annotate with what one would fit oneself, on labelled sets: transfer, calibration, new types.
 
-    python scripts/compare_annotation.py run DATA OUT [--seeds 5]   # predictions, one file per case and seed
-    python scripts/compare_annotation.py table OUT                  # tables in Markdown
+    python scripts/compare_annotation.py baselines DATA OUT [--seeds 5]   # what one would fit oneself
+    python scripts/compare_annotation.py ours DATA OUT [--seeds 5]        # scfm.tl.annotate
+    python scripts/compare_annotation.py new DATA OUT                     # each type left out of the reference
+    python scripts/compare_annotation.py table OUT                        # tables in Markdown
 
 DATA holds ``reference/*.h5ad`` and ``benchmark/*.h5ad``. Seed 0 takes the whole reference, each other seed another 90 %
-of it. CellTypist is compared where it is installed. Files that are there already are not computed again.
+of it, the same for all methods. CellTypist is compared where it is installed. One file per case and seed; those that are
+there already are not computed again.
 """
 
 from __future__ import annotations
@@ -162,16 +165,27 @@ def celltypist_names(x: Any, labels: NDArray[Any], y: Any, genes: list[str]) -> 
     return celltypist.annotate(test, model=model).predicted_labels["predicted_labels"].to_numpy().astype(str)
 
 
-def run_case(case: Case, seed: int) -> dict[str, NDArray[Any]]:
-    """True names, and names by every method."""
+def baselines(case: Case, seed: int) -> dict[str, NDArray[Any]]:
+    """Names by each method that one would fit oneself."""
     reference, query = case.pair(seed)
     labels = reference.obs["label"].to_numpy().astype(str)
-    annotator = Annotator.fit(reference, "label", query_var=query.var, seed=seed)
-    found = annotator.annotate(query)
-    free = np.array(found.classes)[np.nan_to_num(found.proba).argmax(axis=1)]
-    codes, held = annotator.held_out or (np.zeros(0, int), np.zeros((0, 1)))
     x, y, genes = matrices(reference, query)
     out = {
+        "LR on log expression": regression(x, labels, y).astype(str),
+        "kNN on PCA": pca_neighbours(x, labels, y).astype(str),
+    }
+    if find_spec("celltypist"):
+        out["CellTypist"] = celltypist_names(x, labels, y, genes)
+    return out
+
+
+def ours(case: Case, seed: int) -> dict[str, NDArray[Any]]:
+    """True names, ours with and without rejection, and what calibration needs."""
+    reference, query = case.pair(seed)
+    annotator = Annotator.fit(reference, "label", query_var=query.var, seed=seed)
+    found = annotator.annotate(query)
+    codes, held = annotator.held_out or (np.zeros(0, int), np.zeros((0, 1)))
+    return {
         "true": query.obs["label"].to_numpy().astype(str),
         "method": np.array(annotator.method),
         "classes": np.array(found.classes),
@@ -179,13 +193,8 @@ def run_case(case: Case, seed: int) -> dict[str, NDArray[Any]]:
         "rejecting": found.labels.astype(str),
         "held/codes": codes,
         "held/proba": held,
-        f"name/{OURS}": free,
-        "name/LR on log expression": regression(x, labels, y).astype(str),
-        "name/kNN on PCA": pca_neighbours(x, labels, y).astype(str),
+        "names": np.array(found.classes)[np.nan_to_num(found.proba).argmax(axis=1)],
     }
-    if find_spec("celltypist"):
-        out["name/CellTypist"] = celltypist_names(x, labels, y, genes)
-    return out
 
 
 def leave_one_out(case: Case) -> Iterator[tuple[str, float, float, float, float]]:
@@ -200,7 +209,7 @@ def leave_one_out(case: Case) -> Iterator[tuple[str, float, float, float, float]
     for name in np.intersect1d(labels, true):
         if min((labels == name).sum(), (true == name).sum()) < MIN_CELLS or len(np.unique(labels)) < 3:
             continue
-        annotator = Annotator.fit(reference[labels != name].copy(), "label", query_var=query.var)
+        annotator = Annotator.fit(reference[labels != name].copy(), "label", method="linear", query_var=query.var)
         found = annotator.annotate(query)
         used = np.isin(true, labels)
         scores = annotation_scores(
@@ -234,20 +243,20 @@ def tables(folder: Path) -> str:
     """Means over seeds, with paired intervals over query cells and seeds."""
     rows, extra = [], []
     rng = np.random.default_rng(0)
-    files = pd.Series(sorted(folder.glob("case_*.npz")))
-    for name, group in files.groupby(files.map(lambda p: p.stem.split("_seed")[0].removeprefix("case_"))):
+    files = pd.Series(sorted(folder.glob("ours_*.npz")))
+    for name, group in files.groupby(files.map(lambda p: p.stem.split("_seed")[0].removeprefix("ours_"))):
         draws: dict[str, list[NDArray[Any]]] = {}
         means: dict[str, list[float]] = {}
         loads = [np.load(p) for p in group]
+        others = [np.load(p.with_name(p.name.replace("ours_", "baselines_", 1))) for p in group]
         ece, own, unknown = [], [], []
-        for z in loads:
+        for z, other in zip(loads, others, strict=True):
             true, classes = z["true"], z["classes"]
             weights = rng.multinomial(len(true), np.full(len(true), 1 / len(true)), 200).astype(float)
-            for key in (k for k in z.files if k.startswith("name/")):
-                method = key.removeprefix("name/")
-                draws.setdefault(method, []).append(f1(true, z[key], classes, weights))
-                means.setdefault(method, []).append(float(f1(true, z[key], classes, np.ones((1, len(true))))[0]))
-            shift = annotation_scores(true, z[f"name/{OURS}"], z["proba"], [*classes], n_boot=2)
+            for method, names in {OURS: z["names"], **other}.items():
+                draws.setdefault(method, []).append(f1(true, names, classes, weights))
+                means.setdefault(method, []).append(float(f1(true, names, classes, np.ones((1, len(true))))[0]))
+            shift = annotation_scores(true, z["names"], z["proba"], [*classes], n_boot=2)
             ece.append(shift["ECE"])
             if len(z["held/codes"]):
                 names, proba = classes[z["held/codes"]], z["held/proba"]
@@ -295,10 +304,16 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(str(row.get(n, "")) for n in names) + " |" for row in rows)])
 
 
+def new_types(case: Case) -> pd.DataFrame:
+    """`leave_one_out` as a table."""
+    columns = ("left out", "F1 in the reference", "AUROC", "known rejected", "new rejected")
+    return pd.DataFrame(leave_one_out(case), columns=columns).assign(case=case.name)
+
+
 def main() -> None:
     """Run or tabulate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("what", choices=["baselines", "ours", "new", "table"])
     parser.add_argument("paths", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
@@ -310,21 +325,17 @@ def main() -> None:
     data, out = args.paths
     out.mkdir(parents=True, exist_ok=True)
     every = list(cases(data))
-    for seed in range(args.seeds):
+    work = {"baselines": baselines, "ours": ours}.get(args.what)
+    for seed in range(args.seeds if work else 1):
         for case in every:
-            path = out / f"case_{case.name.replace(' ', '-')}_seed{seed}.npz"
-            if not path.exists():
-                np.savez_compressed(path, **run_case(case, seed))
-        if seed == 0:
-            for case in every:
-                path = out / f"left_{case.name.replace(' ', '-')}.csv"
-                if path.exists():
-                    continue
-                left = []
-                for name, *values in leave_one_out(case):
-                    columns = ("F1 in the reference", "AUROC", "known rejected", "new rejected")
-                    left.append({"case": case.name, "left out": name, **dict(zip(columns, values, strict=True))})
-                pd.DataFrame(left).to_csv(path, index=False)
+            name = case.name.replace(" ", "-")
+            path = out / (f"{args.what}_{name}_seed{seed}.npz" if work else f"left_{name}.csv")
+            if path.exists():
+                continue
+            if work:
+                np.savez_compressed(path, **work(case, seed))
+            else:
+                new_types(case).to_csv(path, index=False)
 
 
 if __name__ == "__main__":

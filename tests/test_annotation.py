@@ -455,8 +455,8 @@ def test_distance_is_that_of_mahalanobis() -> None:
     x = (rng.standard_normal((4000, 3)) * [1, 2, 5]).astype(np.float32)
     found = Distance.fit(x, np.zeros(len(x), dtype=np.int64), 1)
     shrunk = 0.9 * np.diag([1, 4, 25]) + 0.1 * 10 * np.eye(3)
-    expected = (x**2 / np.diag(shrunk)).sum(axis=1)
-    np.testing.assert_allclose(found(x), expected, rtol=0.15, atol=0.2)
+    expected = np.sqrt((x**2 / np.diag(shrunk)).sum(axis=1))
+    np.testing.assert_allclose(found(x), expected, rtol=0.1, atol=0.1)
 
 
 def test_the_simplest_of_equal_methods_is_the_first() -> None:

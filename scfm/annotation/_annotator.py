@@ -34,7 +34,8 @@ log = logging.getLogger("scfm")
 MAX_CELLS = 200_000
 MIN_GENES = 20
 FALSE_REJECTION = 0.05
-TOLERANCE = 1.0
+TOLERANCE = 1.05
+"""Rejects less than 5 % of the known cells of data sets that differ from their references, see the guide."""
 LEAK = 0.01
 """Share of query cells that are in the reference, from which on a warning is due."""
 Tree = Ontology | Mapping[str, Any] | str | Path | None
@@ -189,7 +190,7 @@ class Annotator:
         labels: Sequence[str] | None = None,
         reject: bool = True,
         false_rejection: float = FALSE_REJECTION,
-        tolerance: float | None = None,
+        tolerance: float = TOLERANCE,
         min_genes: int = MIN_GENES,
         ontology: Tree = None,
         use_rep: Rep = None,
@@ -209,7 +210,7 @@ class Annotator:
         reject
             Whether cells may be ``"unknown"``.
         false_rejection, tolerance
-            See `Rejection.thresholds`; tolerance None: the annotator's own, 1 unless it says otherwise.
+            See `Rejection.thresholds`.
         min_genes
             Cells that express fewer of the reference's genes are unknown.
         ontology
@@ -230,7 +231,6 @@ class Annotator:
         ConfigError, CountsError, GeneMatchError
             Before the long work, if something does not fit.
         """
-        tolerance = float(self.about.get("tolerance", TOLERANCE)) if tolerance is None else tolerance
         if not 0 <= false_rejection < 1 or tolerance < 0:
             raise ConfigError(
                 f"false_rejection={false_rejection}, tolerance={tolerance}; a share below 1 and a number from 0 are needed"
@@ -303,28 +303,7 @@ class Annotator:
 
     def save(self, path: str | Path) -> None:
         """Write as one ``.npz`` file of arrays and settings, without pickled objects."""
-        arrays = {**self.core.arrays(), **self.rejection.arrays(), "keys": self.keys}
-        if self.genes is not None and self.expression is not None:
-            arrays |= {
-                "genes/names": np.frombuffer("\n".join(self.genes.names).encode(), dtype=np.uint8),
-                "genes/selected": self.expression.selected,
-                "genes/mean": self.expression.mean,
-                "genes/share": self.expression.share,
-            }
-        if self.held_out is not None:
-            arrays |= {"held_out/codes": self.held_out[0], "held_out/proba": self.held_out[1]}
-        about = {
-            "classes": list(self.classes),
-            "method": self.method,
-            "members": list(self.members),
-            "temperature": self.temperature,
-            "scales": dict(self.rejection.scales),
-            "space": None if self.space is None else self.space.to_dict(),
-            "species": None if self.genes is None else self.genes.species,
-            "tree": None if self.tree is None else {k: list(v) for k, v in self.tree.parents.items()},
-            "about": dict(self.about),
-        }
-        _store.save(Path(path), arrays, about)
+        _store.save(Path(path), *_store.packed(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Annotator:
@@ -335,38 +314,7 @@ class Annotator:
         ConfigError
             If it is no such file.
         """
-        arrays, said = _store.load(Path(path))
-        try:
-            genes = expression = None
-            if "genes/names" in arrays:
-                names = arrays["genes/names"].tobytes().decode().split("\n")
-                genes = GeneSpace(tuple(names), said["species"])
-                parts = (arrays[f"genes/{p}"] for p in ("selected", "mean", "share"))
-                selected, mean, share = parts
-                expression = Expression(selected.astype(np.int64), mean.astype(np.float32), share.astype(np.float32))
-            held = (
-                (arrays["held_out/codes"], arrays["held_out/proba"].astype(np.float32))
-                if "held_out/codes" in arrays
-                else None
-            )
-            return cls(
-                tuple(said["classes"]),
-                said["method"],
-                Core.from_arrays(arrays).only(said["members"]),
-                said["temperature"],
-                Rejection(said["scales"], arrays["quantiles"].astype(np.float64)),
-                None if said["space"] is None else Space(**said["space"]),
-                genes,
-                expression,
-                said["about"],
-                None if said["tree"] is None else Ontology.of(said["tree"]),
-                arrays["keys"],
-                held,
-            )
-        except (KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path} is no complete annotator ({type(error).__name__}: {error}); fit it again"
-            ) from error
+        return cls(**_store.unpacked(Path(path)))
 
     def _cells(
         self, adata: AnnData, use_rep: Rep, model: models.FoundationModel | None, reading: Reading, device: str | None

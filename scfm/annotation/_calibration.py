@@ -83,8 +83,8 @@ class Rejection:
         false_rejection
             Share of cells of a known class, measured like the reference, that may be rejected.
         tolerance
-            No cell with a lower score is rejected. 0: the share above is exhausted; 1: a cell of another assay may lie
-            at twice the distance of the reference's edge before it is unknown.
+            No cell with a lower score is rejected. 0: the share above is exhausted; 1: a cell of another assay whose
+            class is certain may lie at twice the distance of the reference's edge before it is unknown.
         """
         level = np.array([np.interp(1 - false_rejection, GRID, row) for row in self.quantiles])
         return np.maximum(level, tolerance)

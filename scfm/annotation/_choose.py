@@ -119,7 +119,7 @@ def candidates(available: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Methods and their members, as far as these are available; a method of fewer members is not offered."""
     whole = {name: members for name, members in METHODS.items() if set(members) <= set(available)}
     if "stack" not in whole and len(available) > 1:
-        whole = {"stack": tuple(available), **whole}
+        whole["stack"] = tuple(available)
     return whole
 
 

@@ -49,8 +49,8 @@ MEMBERS: dict[str, Member] = {
     "expression-linear": Member("expression", "linear", 2.0),
 }
 METHODS: dict[str, tuple[str, ...]] = {
-    "stack": tuple(MEMBERS),
     "linear": ("embedding-linear", "expression-linear"),
+    "stack": tuple(MEMBERS),
     "knn": ("embedding-knn",),
     **{name: (name,) for name in reversed(MEMBERS) if name != "embedding-knn"},
 }

@@ -17,10 +17,11 @@ SHRINK = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Distance:
-    """Squared Mahalanobis distance to the nearest class centre, with one covariance for all classes.
+    """Mahalanobis distance to the nearest class centre, with one covariance for all classes.
 
-    Lee et al. 2018 (arXiv:1807.03888), eq. 1; the covariance within classes is shrunk towards a multiple of the
-    identity.
+    The root of Lee et al. 2018 (arXiv:1807.03888), eq. 1; the covariance within classes is shrunk towards a multiple of
+    the identity. The root, because cells of another batch or assay lie beside the reference's by some vector: the
+    distance grows with its length, the square with the square of it, and known cells look new.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ class Distance:
         white = (x @ self.whitening).astype(np.float64)
         centres = self.centres[~np.isnan(self.centres).any(axis=1)].astype(np.float64)
         squares = (white**2).sum(axis=1)[:, None] - 2 * white @ centres.T + (centres**2).sum(axis=1)
-        return np.maximum(squares.min(axis=1), 0)
+        return np.asarray(np.sqrt(np.maximum(squares.min(axis=1), 0)))
 
     def restricted(self, kept: Codes) -> Distance:
         """To some of the classes."""

@@ -24,10 +24,7 @@ Rate = Annotated[
         help="Share of cells of known types, measured like the reference, that may be unknown.", min=0, max=0.99
     ),
 ]
-Tolerance = Annotated[
-    float | None,
-    typer.Option(help="No cell of lower novelty is unknown; default: the annotator's own.", min=0, show_default=False),
-]
+Tolerance = Annotated[float, typer.Option(help="No cell of lower novelty is unknown.", min=0)]
 NoReject = Annotated[bool, typer.Option("--no-reject", help="Name every cell.")]
 Tree = Annotated[
     Path | None, typer.Option(metavar="OBO", help="Cell Ontology: an unsure cell gets the name of the broader type.")
@@ -55,14 +52,14 @@ def annotate(
     label_key: Annotated[str | None, typer.Option(help="Column of obs of the reference with the labels.")] = None,
     model: Annotated[str, typer.Option(help="Embeds the cells, see `scfm models`.")] = "scfm-mini",
     method: Annotated[
-        str, typer.Option(help="auto, stack, linear, knn, one classifier, or prompt: the model names the cells itself.")
+        str, typer.Option(help="auto, linear, stack, knn, one classifier, or prompt: the model names the cells itself.")
     ] = "auto",
     batch_key: Annotated[
         str | None, typer.Option(help="Column of obs of the reference with donors or batches.")
     ] = None,
     label: Labels = None,
     false_rejection: Rate = 0.05,
-    tolerance: Tolerance = None,
+    tolerance: Tolerance = 1.05,
     no_reject: NoReject = False,
     ontology: Tree = None,
     smooth: Smooth = None,
@@ -101,7 +98,7 @@ def fit(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The .npz file to write.")],
     label_key: Annotated[str, typer.Option(help="Column of obs with the labels.")],
     model: Annotated[str, typer.Option(help="Embeds the cells; none: expression alone.")] = "scfm-mini",
-    method: Annotated[str, typer.Option(help="auto, stack, linear, knn, or one classifier.")] = "auto",
+    method: Annotated[str, typer.Option(help="auto, linear, stack, knn, or one classifier.")] = "auto",
     batch_key: Annotated[str | None, typer.Option(help="Column of obs with donors or batches.")] = None,
     ontology: Tree = None,
     device: Device = None,
@@ -137,7 +134,7 @@ def apply(
     out: Out,
     label: Labels = None,
     false_rejection: Rate = 0.05,
-    tolerance: Tolerance = None,
+    tolerance: Tolerance = 1.05,
     no_reject: NoReject = False,
     ontology: Tree = None,
     smooth: Smooth = None,
@@ -178,7 +175,7 @@ def show(
 def _applying(
     label: list[str] | None,
     false_rejection: float,
-    tolerance: float | None,
+    tolerance: float,
     no_reject: bool,
     ontology: Path | None,
     smooth: str | None,
