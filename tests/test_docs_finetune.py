@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import sequence_cases
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "guide" / "finetune.md"
@@ -16,6 +17,7 @@ def test_the_page_runs(tmp_path, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
     pytest.importorskip("scanpy")
     (tmp_path / "tests").symlink_to(ROOT / "tests")
+    sequence_cases.esm2(tmp_path / "esm2_tiny")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 5
@@ -28,3 +30,5 @@ def test_the_page_runs(tmp_path, monkeypatch):
     assert kept < 100_000
     assert names["genes"].about["forgetting"]["objective"] == "masked_genes"
     assert names["adata"].obsm["X_tuned"].shape[0] == names["adata"].n_obs
+    assert names["located"].predict({"new": "MKTAYIAKHR"}).shape == (1, 2)
+    assert set(names["layers"].table["layer"]) == {0, 1, 2}

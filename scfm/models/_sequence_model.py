@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -357,22 +357,33 @@ def can_be_longer(found: Located) -> bool:
 
 def states(model: Any, ids: Tensor, mask: Tensor, hidden_layer: int | None) -> Tensor:
     """Hidden states (B, L, d) of padded ids (B, L): of the last layer, or of layer 0 (embeddings) to n."""
-    takes_mask = "attention_mask" in inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {"attention_mask": mask} if takes_mask else {}
     if hidden_layer is not None:
-        options["output_hidden_states"] = True
-    out = model(ids, **options)
-    if hidden_layer is not None:
-        layers = getattr(out, "hidden_states", None)
-        if not layers:
-            raise ConfigError(f"hidden_layer={hidden_layer}, but this model gives its final state only")
-        if not -len(layers) <= hidden_layer < len(layers):
-            raise ConfigError(
-                f"hidden_layer={hidden_layer}; the model has the layers 0 (embeddings) to {len(layers) - 1}"
-            )
-        return layers[hidden_layer]
+        return states_of_layers(model, ids, mask, [hidden_layer])[0]
+    out = _output(model, ids, mask)
     state = getattr(out, "last_hidden_state", None)
     return out[0] if state is None else state
+
+
+def states_of_layers(model: Any, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """The same of several layers, from one pass.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no such layer, or gives its final state only.
+    """
+    found = getattr(_output(model, ids, mask, output_hidden_states=True), "hidden_states", None)
+    if not found:
+        raise ConfigError(f"hidden_layer={layers[0]}, but this model gives its final state only")
+    for k in layers:
+        if not -len(found) <= k < len(found):
+            raise ConfigError(f"hidden_layer={k}; the model has the layers 0 (embeddings) to {len(found) - 1}")
+    return [found[k] for k in layers]
+
+
+def _output(model: Any, ids: Tensor, mask: Tensor, **options: Any) -> Any:
+    takes_mask = "attention_mask" in inspect.signature(model.forward).parameters
+    return model(ids, **options, **({"attention_mask": mask} if takes_mask else {}))
 
 
 def settings_key(settings: dict[str, Any]) -> str:

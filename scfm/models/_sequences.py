@@ -119,8 +119,20 @@ def windows(n: int, size: int, overlap: int) -> list[Window]:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """What goes through the network at once: ids with special tokens, and which of them count."""
+class Piece:
+    """What goes through the network at once: ids with special tokens, and which of them count.
+
+    Parameters
+    ----------
+    key
+        Of the sequence that it is of.
+    ids
+        With special tokens.
+    first, last
+        Its tokens that count.
+    ends
+        Whether it holds the end of the sequence.
+    """
 
     key: str
     ids: tuple[int, ...]
@@ -166,7 +178,7 @@ class SequenceEncoder:
             raise ConfigError(f"max_tokens={chosen} leaves no room for letters beside the special tokens")
         return limit
 
-    def pieces(self, key: str, ids: list[int], name: str) -> list[_Piece]:
+    def pieces(self, key: str, ids: list[int], name: str) -> list[Piece]:
         """The pieces that a sequence is read in.
 
         Raises
@@ -192,7 +204,7 @@ class SequenceEncoder:
         before, behind = self.around
         end = cut[-1].stop
         return [
-            _Piece(
+            Piece(
                 key,
                 (*before, *ids[w.start : w.stop], *behind),
                 len(before) + w.first - w.start,
@@ -202,11 +214,11 @@ class SequenceEncoder:
             for w in cut
         ]
 
-    def batches(self, pieces: Sequence[_Piece], budget: Budget) -> Iterator[list[_Piece]]:
+    def batches(self, pieces: Sequence[Piece], budget: Budget) -> Iterator[list[Piece]]:
         """Pieces of like length, the longest first; of equal length where padding would change the result."""
         todo = sorted(pieces, key=lambda p: -len(p.ids))
         if self._safe_padding is None:
-            self._safe_padding = self._is_padding_safe(todo[0].ids)
+            self._safe_padding = self.is_padding_safe(todo[0].ids)
         at = 0
         while at < len(todo):
             size = len(todo[at].ids)
@@ -216,14 +228,16 @@ class SequenceEncoder:
             yield most[:n]
             at += n
 
-    def compute(self, batch: Sequence[_Piece]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def compute(self, batch: Sequence[Piece]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Sum of the vectors that count (b, d), and how many they are (b,)."""
         with torch.inference_mode():
-            ids, mask = self._padded(batch, max(len(p.ids) for p in batch))
+            ids, mask = self.padded(batch, max(len(p.ids) for p in batch))
             hidden = states(self.model, ids, mask, self.job.hidden_layer)
-            return POOLED[self.job.pooling](hidden, batch)
+            sums, counts = POOLED[self.job.pooling](hidden, batch)
+            return to_numpy(sums), to_numpy(counts).astype(np.float64)
 
-    def _padded(self, batch: Sequence[_Piece], length: int) -> tuple[Tensor, Tensor]:
+    def padded(self, batch: Sequence[Piece], length: int) -> tuple[Tensor, Tensor]:
+        """Ids (B, L) filled up to a length, and which of them are there."""
         ids = torch.full((len(batch), length), self.speller.pad, dtype=torch.long)
         mask = torch.zeros((len(batch), length), dtype=torch.long)
         for row, piece in enumerate(batch):
@@ -231,15 +245,15 @@ class SequenceEncoder:
             mask[row, : len(piece.ids)] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    def _is_padding_safe(self, ids: Sequence[int]) -> bool:
+    def is_padding_safe(self, ids: Sequence[int]) -> bool:
         """Try it: the states of a short piece, alone and filled up, must be the same."""
         if self.speller.tokenizer.pad_token_id is None:
             return False
-        short = _Piece("", tuple(ids[:PROBE]), 0, 0, True)
+        short = Piece("", tuple(ids[:PROBE]), 0, 0, True)
         whole = 4 * PROBE if self.limit is None else self.limit + sum(map(len, self.around))
         with torch.inference_mode():
-            alone = states(self.model, *self._padded([short], len(short.ids)), None)[0].float()
-            filled = states(self.model, *self._padded([short], min(4 * PROBE, whole)), None)[0].float()
+            alone = states(self.model, *self.padded([short], len(short.ids)), None)[0].float()
+            filled = states(self.model, *self.padded([short], min(4 * PROBE, whole)), None)[0].float()
         shift = float((filled[: len(short.ids)] - alone).abs().max())
         safe = shift <= LEAK.get(self.dtype, LEAK_HALF) * max(1.0, float(alone.abs().max()))
         if not safe:
@@ -247,20 +261,22 @@ class SequenceEncoder:
         return safe
 
 
-def _mean(hidden: Tensor, batch: Sequence[_Piece]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    sums = [h[p.first : p.last].float().sum(dim=0) for h, p in zip(hidden, batch, strict=True)]
-    return to_numpy(torch.stack(sums)), np.array([p.last - p.first for p in batch], dtype=np.float64)
+def _mean(hidden: Tensor, batch: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+    sums = torch.stack([h[p.first : p.last].float().sum(dim=0) for h, p in zip(hidden, batch, strict=True)])
+    return sums, sums.new_tensor([p.last - p.first for p in batch])
 
 
-def _cls(hidden: Tensor, batch: Sequence[_Piece]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    return to_numpy(hidden[:, 0].float()), np.ones(len(batch))
+def _cls(hidden: Tensor, batch: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+    sums = hidden[:, 0].float()
+    return sums, sums.new_ones(len(batch))
 
 
-def _last(hidden: Tensor, batch: Sequence[_Piece]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def _last(hidden: Tensor, batch: Sequence[Piece]) -> tuple[Tensor, Tensor]:
     rows = torch.arange(len(batch), device=hidden.device)
     at = torch.tensor([p.last - 1 for p in batch], device=hidden.device)
-    ends = np.array([float(p.ends) for p in batch])
-    return to_numpy(hidden[rows, at].float()) * ends[:, None].astype(np.float32), ends
+    sums = hidden[rows, at].float()
+    ends = sums.new_tensor([float(p.ends) for p in batch])
+    return sums * ends[:, None], ends
 
 
 POOLED = {"mean": _mean, "cls": _cls, "last": _last}
@@ -341,7 +357,7 @@ def _computed(
     encoder: SequenceEncoder, letters: Mapping[str, tuple[str, str]], budget: Budget
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Sequences as they are finished."""
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     about: dict[str, dict[str, int]] = {}
     for key, (name, text) in letters.items():
         ids = encoder.speller.ids(text)
@@ -354,7 +370,7 @@ def _computed(
     weights: dict[str, float] = {}
     left = {key: numbers["n_windows"] for key, numbers in about.items()}
     while pieces:
-        unread: list[_Piece] = []
+        unread: list[Piece] = []
         batches = [*encoder.batches(pieces, budget)]
         for i, batch in enumerate(batches):
             try:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import pandas as pd
 from anndata import AnnData
 
 from scfm import models
+from scfm.errors import ConfigError
 from scfm.get._slots import key_of, plain
 from scfm.tl._embed import _check_target
 from scfm.tl._open import open_model
@@ -20,7 +22,7 @@ UNS = "scfm_finetune"
 
 
 def finetune(
-    adata: AnnData,
+    adata: AnnData | pd.DataFrame,
     model: str | Path | models.FoundationModel = "scfm-mini",
     target: str | Sequence[str] | Mapping[str, Any] = "cell_type",
     *,
@@ -48,6 +50,9 @@ def finetune(
     name: str | None = None,
     folder: str | Path | None = None,
     key_added: str | None = None,
+    sequence_key: str | None = None,
+    too_long: Literal["truncate", "error"] = "error",
+    max_tokens: int | None = None,
     layer: str | None = None,
     use_raw: bool | None = None,
     gene_key: str | None = None,
@@ -60,7 +65,7 @@ def finetune(
     seed: int = 0,
     progress: bool = True,
 ) -> Finetuned:
-    """Tune a foundation model on labelled cells, or on classes of genes.
+    """Tune a foundation model on labelled cells, on classes of genes, or a sequence model on labelled sequences.
 
     Heads start as linear maps fitted to the frozen model's vectors, so that tuning begins where the linear probe ends (Kumar
     et al. 2022, arXiv:2202.10054), and the weights that did best on held-out groups are kept. The result says what the same
@@ -69,9 +74,11 @@ def finetune(
     Parameters
     ----------
     adata
-        Labelled cells with raw counts somewhere; in memory or backed. Only read, except for what ``key_added`` asks for.
+        Labelled cells with raw counts somewhere; in memory or backed. Only read, except for what ``key_added`` asks for. Or
+        labelled sequences: a table, or an AnnData with ``sequence_key``, with a row per sequence.
     model
-        A registered name, a folder, a hub repository, or a loaded model, which stays as it is.
+        A registered name, a folder, a hub repository, or a loaded model, which stays as it is. For sequences a model of
+        `scfm.tl.embed_sequences`: a folder or a hub repository.
     target
         A column of ``obs`` with classes or numbers; several, learnt together; or a class per gene (a dictionary by id or
         symbol): genes are then told apart by their states in the cells, and whole genes are held out.
@@ -110,6 +117,11 @@ def finetune(
         New or empty: ``log.csv`` and what moved are kept there.
     key_added
         Write predictions for all cells into ``adata``.
+    sequence_key
+        Column with the letters of sequences; None: ``sequence`` of a table, and an AnnData holds cells.
+    too_long, max_tokens
+        Sequences that the model cannot read at once are an ``error``, or their beginning is read (``truncate``); see
+        `scfm.tl.embed_sequences`.
     layer, use_raw, gene_key, gene_matching, context
         See `scfm.tl.embed`.
     checkpoint, family, revision, device
@@ -122,7 +134,7 @@ def finetune(
     Returns
     -------
     scfm.training.Finetuned
-        Prints as a report; ``result.model`` is used like any model (``scfm.tl.embed(adata, result.model)``),
+        For sequences `scfm.training.FinetunedSequences`. Prints as a report; ``result.model`` is used like any model (``scfm.tl.embed(adata, result.model)``),
         ``result.predict(adata)`` names cells, ``result.save(folder)`` keeps what moved alone. With ``key_added`` also written:
         ``.obs["<key>_<column>"]``, for classes ``"<key>_<column>_score"``, and ``.uns["scfm_finetune"]["<key>"]``.
 
@@ -144,8 +156,8 @@ def finetune(
     """
     from scfm.training import FitSettings
     from scfm.training import finetune as tune
+    from scfm.training import finetune_sequences as tune_sequences
 
-    _check_target(adata, copy=False, verb="finetune")
     fit = FitSettings(
         epochs=epochs,
         learning_rate=learning_rate,
@@ -157,6 +169,52 @@ def finetune(
         precision=precision,
         seed=seed,
     )
+    shared: dict[str, Any] = {
+        "kind": kind,
+        "missing": missing,
+        "n_frozen_layers": n_frozen_layers,
+        "rank": rank,
+        "alpha": alpha,
+        "lora_dropout": lora_dropout,
+        "group_key": group_key,
+        "validation_share": validation_share,
+        "validation_groups": validation_groups,
+        "class_weights": class_weights,
+        "pooling": pooling,
+        "fit": fit,
+        "name": name,
+        "folder": folder,
+        "progress": progress,
+    }
+    if sequence_key is not None or isinstance(adata, pd.DataFrame):
+        of_cells = {
+            "forgetting": forgetting,
+            "layer": layer,
+            "use_raw": use_raw,
+            "gene_key": gene_key,
+            "context": context,
+            "checkpoint": checkpoint,
+            "family": family,
+        }
+        check_sequences(adata, model, of_cells)
+        if key_added is not None and not isinstance(adata, AnnData):
+            raise ConfigError("key_added= writes into an AnnData; join result.predict(table) to a table")
+        tuned = tune_sequences(
+            adata,
+            model,  # type: ignore[arg-type]
+            target,  # type: ignore[arg-type]
+            method=method or "lora",
+            sequence_key=sequence_key,
+            too_long=too_long,
+            max_tokens=max_tokens,
+            revision=revision,
+            device=device,
+            **shared,
+        )
+        if key_added is not None:
+            _write(adata, key_of(key_added), tuned, progress)
+        return tuned
+    _check_target(adata, copy=False, verb="finetune")
     loaded = open_model(model, checkpoint=checkpoint, family=family, revision=revision, context=context, device=device)
     given = {"layer": layer, "use_raw": use_raw, "gene_key": gene_key, "gene_matching": gene_matching}
     result = tune(
@@ -164,28 +222,34 @@ def finetune(
         loaded,
         target,
         source=None if isinstance(model, models.FoundationModel) else str(model),
-        kind=kind,
-        missing=missing,
         method=method or ("lora" if loaded.transformer.n_layers else "full"),
-        n_frozen_layers=n_frozen_layers,
-        rank=rank,
-        alpha=alpha,
-        lora_dropout=lora_dropout,
-        group_key=group_key,
-        validation_share=validation_share,
-        validation_groups=validation_groups,
-        class_weights=class_weights,
-        pooling=pooling,
         forgetting=forgetting,
-        fit=fit,
-        name=name,
-        folder=folder,
         reading={**given, "context": dict(context or {})},
-        progress=progress,
+        **shared,
     )
     if key_added is not None:
         _write(adata, key_of(key_added), result, progress)
     return result
+
+
+def check_sequences(data: Any, model: Any, of_cells: Mapping[str, Any]) -> None:
+    """Raise unless labelled sequences and a model of sequences are given, and nothing that is for cells alone.
+
+    Raises
+    ------
+    ConfigError
+        With what fits.
+    """
+    if not isinstance(data, AnnData | pd.DataFrame):
+        raise ConfigError(f"labelled sequences are a table or an AnnData with a row each, not {type(data).__name__}")
+    given = [name for name, value in of_cells.items() if value]
+    if given:
+        raise ConfigError(f"{given[0]}= is for cells; leave it out for sequences")
+    if isinstance(model, models.FoundationModel) or str(model) == "scfm-mini":
+        raise ConfigError(
+            "model= reads cells; for sequences name a folder or a repository of a sequence model, such as "
+            "facebook/esm2_t12_35M_UR50D"
+        )
 
 
 def _write(adata: AnnData, key: str, result: Finetuned, progress: bool) -> None:

@@ -23,10 +23,12 @@ from scfm.evaluation._statistics import Resampling, interval, resample_cells, re
 from scfm.get._layer_probes import UNS, LayerProbes
 from scfm.get._slots import key_of
 from scfm.tl._embed import _check_target
+from scfm.tl._finetune import check_sequences
 from scfm.tl._open import open_cells, open_model
 
 if TYPE_CHECKING:
     from scfm.training._finetune_targets import Target
+    from scfm.training._sequence_network import SequenceModel
 
 log = logging.getLogger("scfm")
 
@@ -34,7 +36,7 @@ BLOCK_ROWS = 1024
 
 
 def probe_layers(
-    adata: AnnData,
+    adata: AnnData | pd.DataFrame,
     label_key: str | Sequence[str],
     group_key: str | None = None,
     model: str | Path | models.FoundationModel = "scfm-mini",
@@ -47,6 +49,9 @@ def probe_layers(
     n_boot: int = 1000,
     max_cells: int = 5000,
     key_added: str | None = None,
+    sequence_key: str | None = None,
+    too_long: Literal["truncate", "error"] = "error",
+    max_tokens: int | None = None,
     layer: str | None = None,
     use_raw: bool | None = None,
     gene_key: str | None = None,
@@ -70,7 +75,7 @@ def probe_layers(
     Parameters
     ----------
     adata
-        Labelled cells with raw counts; only read, except for ``.uns``.
+        Labelled cells with raw counts; only read, except for ``.uns``. Or labelled sequences, as in `scfm.tl.finetune`.
     label_key
         One or several columns of ``obs`` with classes or numbers.
     group_key
@@ -91,6 +96,8 @@ def probe_layers(
         Of more cells a sample is probed, stratified by the first label.
     key_added
         Name of the result; None: the model's name.
+    sequence_key, too_long, max_tokens
+        Of labelled sequences, see `scfm.tl.finetune`; ``pooling`` is then ``mean`` (the default), ``cls`` or ``last``.
     layer, use_raw, gene_key, gene_matching, orthologues, context
         See `scfm.tl.embed`.
     checkpoint, family, revision, device, dtype
@@ -103,7 +110,8 @@ def probe_layers(
     Returns
     -------
     scfm.get.LayerProbes
-        Prints as a short text; ``scfm.pl.probe_layers`` draws it. Written: ``.uns["scfm_probe_layers"]["<key>"]``.
+        Prints as a short text; ``scfm.pl.probe_layers`` draws it. Written: ``.uns["scfm_probe_layers"]["<key>"]``
+    (not for a table of sequences).
 
     Raises
     ------
@@ -118,34 +126,68 @@ def probe_layers(
     >>> int(probes.best()["layer"])
     0
     """
+    from scfm.models._device import resolve_device
+    from scfm.training._finetune_sequences import letters_of
     from scfm.training._finetune_targets import cell_targets
+    from scfm.training._sequence_network import SequenceModel
 
-    _check_target(adata, copy=False, verb="probe_layers")
+    of_sequences = sequence_key is not None or isinstance(adata, pd.DataFrame)
+    if of_sequences:
+        of_cells = {
+            "layer": layer,
+            "use_raw": use_raw,
+            "gene_key": gene_key,
+            "orthologues": orthologues,
+            "context": context,
+            "checkpoint": checkpoint,
+            "family": family,
+            "dtype": dtype,
+        }
+        check_sequences(adata, model, of_cells)
+    else:
+        _check_target(adata, copy=False, verb="probe_layers")
     require("sklearn", "linear probes need scikit-learn", "train")
     for name, value, least in (("n_folds", n_folds, 2), ("n_boot", n_boot, 10), ("max_cells", max_cells, 20)):
         if value < least:
             raise ConfigError(f"{name}={value}; at least {least} is needed")
-    groups = _groups(adata, group_key)
-    targets = cell_targets(adata.obs, label_key, kind, missing)
-    loaded = open_model(
-        model, checkpoint=checkpoint, family=family, revision=revision, context=context, device=device, dtype=dtype
-    )
-    poolings = _poolings(loaded, pooling)
-    wanted = _layers(loaded, layers)
-    opened = open_cells(
-        adata,
-        loaded,
-        layer=layer,
-        use_raw=use_raw,
-        gene_key=gene_key,
-        gene_matching=gene_matching,
-        orthologues=orthologues,
-        context=context,
-    )
+    obs = adata if isinstance(adata, pd.DataFrame) else adata.obs
+    groups = _groups(obs, group_key)
+    targets = cell_targets(obs, label_key, kind, missing)
     first = targets[0]
-    strata = first.values if first.kind == "classes" else np.zeros(adata.n_obs, dtype=np.int64)
+    strata = first.values if first.kind == "classes" else np.zeros(len(obs), dtype=np.int64)
     rows = subsample(strata, max_cells, seed)
-    vectors = _vectors(opened, rows, wanted, poolings, seed, progress)
+    loaded: Any
+    if of_sequences:
+        loaded = SequenceModel.open(
+            model,  # type: ignore[arg-type]
+            None if pooling is None else _listed(pooling)[0],
+            too_long,
+            max_tokens,
+            device=resolve_device(device),
+            revision=revision,
+        )
+        letters = letters_of(adata, sequence_key)
+        names = [*letters]
+        tokens = loaded.tokens({names[i]: letters[names[i]] for i in rows}, progress)
+        wanted = _layers(loaded, layers)
+        vectors = loaded.vectors_of_layers(tokens, wanted, _listed(pooling or "mean"), progress)
+    else:
+        loaded = open_model(
+            model, checkpoint=checkpoint, family=family, revision=revision, context=context, device=device, dtype=dtype
+        )
+        poolings = _poolings(loaded, pooling)
+        wanted = _layers(loaded, layers)
+        opened = open_cells(
+            adata,
+            loaded,
+            layer=layer,
+            use_raw=use_raw,
+            gene_key=gene_key,
+            gene_matching=gene_matching,
+            orthologues=orthologues,
+            context=context,
+        )
+        vectors = _vectors(opened, rows, wanted, poolings, seed, progress)
     there = np.asarray(np.isfinite(next(iter(vectors.values()))).all(axis=1))
     if not there.all():
         log.warning("%d cells hold no gene of the model and are left out", int((~there).sum()))
@@ -162,16 +204,17 @@ def probe_layers(
     }
     result = LayerProbes(table, facts)
     key = key_of(key_added or loaded.card.name)
-    adata.uns[UNS] = {**adata.uns.get(UNS, {}), key: result.to_dict()}
+    if isinstance(adata, AnnData):
+        adata.uns[UNS] = {**adata.uns.get(UNS, {}), key: result.to_dict()}
     return result
 
 
-def _groups(adata: AnnData, group_key: str | None) -> NDArray[Any] | None:
+def _groups(obs: pd.DataFrame, group_key: str | None) -> NDArray[Any] | None:
     if group_key is None:
         return None
-    if group_key not in adata.obs:
-        raise ConfigError(f"obs has no column {group_key!r} for group_key; it has {', '.join(adata.obs.columns[:12])}")
-    column = adata.obs[group_key]
+    if group_key not in obs:
+        raise ConfigError(f"obs has no column {group_key!r} for group_key; it has {', '.join(obs.columns[:12])}")
+    column = obs[group_key]
     if column.isna().any():
         raise ConfigError(f"obs[{group_key!r}] has no value for {int(column.isna().sum()):,} cells; fill them in")
     if column.nunique() < 2:
@@ -185,7 +228,7 @@ def _poolings(model: models.FoundationModel, asked: str | Sequence[str] | None) 
     if asked is None:
         default = model.config.readout
         return [default] if default in usable else usable[:1]
-    names = [asked] if isinstance(asked, str) else list(asked)
+    names = _listed(asked)
     for name in names:
         model.transformer.readout(name)
         if name not in usable:
@@ -193,7 +236,11 @@ def _poolings(model: models.FoundationModel, asked: str | Sequence[str] | None) 
     return names
 
 
-def _layers(model: models.FoundationModel, asked: Sequence[int] | None) -> list[int]:
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _layers(model: models.FoundationModel | SequenceModel, asked: Sequence[int] | None) -> list[int]:
     n = model.transformer.n_layers
     if asked is None:
         return [*range(n + 1)]

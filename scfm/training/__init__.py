@@ -10,6 +10,7 @@ from scfm.training._config import PretrainConfig
 from scfm.training._corpus import Corpus
 from scfm.training._finetune import finetune
 from scfm.training._finetune_fit import FitSettings
+from scfm.training._finetune_sequences import FinetunedSequences, finetune_sequences
 from scfm.training._finetuned import Finetuned
 from scfm.training._pretrain import Run, pretrain
 from scfm.training._store import TokenStore
@@ -18,11 +19,13 @@ __all__ = [
     "ARCHITECTURES",
     "Corpus",
     "Finetuned",
+    "FinetunedSequences",
     "FitSettings",
     "PretrainConfig",
     "Run",
     "TokenStore",
     "finetune",
+    "finetune_sequences",
     "objectives",
     "pretrain",
 ]

@@ -16,6 +16,7 @@ from scfm.errors import CheckpointError, ConfigError, MissingDependencyError
 from scfm.models import FoundationModel
 from scfm.training._architectures import add_heads
 from scfm.training._encode import tokenizer_hash
+from scfm.training._sequence_network import SequenceModel, SequenceNetwork
 from scfm.transformer import CellTransformer, HeadSpec
 
 
@@ -86,7 +87,13 @@ class Tuning:
 
     @classmethod
     def checked(
-        cls, model: FoundationModel, method: str, n_frozen: int | None, rank: int, alpha: float, dropout: float
+        cls,
+        model: FoundationModel | SequenceModel,
+        method: str,
+        n_frozen: int | None,
+        rank: int,
+        alpha: float,
+        dropout: float,
     ) -> Tuning:
         """For a model.
 
@@ -145,14 +152,13 @@ def own_copy(
     return copied
 
 
-def put_in(transformer: CellTransformer, tuning: Tuning, heads: Iterable[str]) -> None:
+def put_in(transformer: CellTransformer | SequenceNetwork, tuning: Tuning, heads: Iterable[str]) -> None:
     """Make ready to train: adapters are put in, and what is to stay gets no gradient."""
     transformer.requires_grad_(False)
-    blocks = range(tuning.n_frozen, transformer.n_layers)
     adapter = METHODS[tuning.method].adapter
     if adapter is not None:
         peft = _peft()
-        names = [f"encoder.layers.{k}.{name}" for k in blocks for name in ADAPTED[adapter]]
+        names = adapted(transformer, adapter, tuning.n_frozen)
         if adapter == "lora":
             settings = peft.LoraConfig(
                 r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=tuning.dropout, target_modules=names
@@ -162,18 +168,31 @@ def put_in(transformer: CellTransformer, tuning: Tuning, heads: Iterable[str]) -
             settings = peft.IA3Config(target_modules=names, feedforward_modules=fed)
         peft.inject_adapter_in_model(settings, transformer)
     elif tuning.method in ("full", "freeze"):
-        moving: list[nn.Module | None] = [*list(transformer.encoder.layers)[tuning.n_frozen :]]
-        moving += [transformer.encoder.final_norms, transformer.output]
-        if tuning.n_frozen == 0:
-            moving += [transformer.terms, transformer.sum_norm]
-        for module in moving:
-            if module is not None:
-                module.requires_grad_(True)
+        for parameter in _moving(transformer, tuning.n_frozen):
+            parameter.requires_grad_(True)
     for name in heads:
         transformer.heads[name].requires_grad_(True)
 
 
-def tuned_tensors(transformer: CellTransformer) -> dict[str, Tensor]:
+def adapted(transformer: CellTransformer | SequenceNetwork, adapter: str, n_frozen: int) -> list[str]:
+    """Names of the linear maps that adapters are put into."""
+    if isinstance(transformer, SequenceNetwork):
+        return transformer.adapted(adapter, n_frozen)
+    blocks = range(n_frozen, transformer.n_layers)
+    return [f"encoder.layers.{k}.{name}" for k in blocks for name in ADAPTED[adapter]]
+
+
+def _moving(transformer: CellTransformer | SequenceNetwork, n_frozen: int) -> list[nn.Parameter]:
+    if isinstance(transformer, SequenceNetwork):
+        return transformer.moving(n_frozen)
+    modules: list[nn.Module | None] = [*list(transformer.encoder.layers)[n_frozen:]]
+    modules += [transformer.encoder.final_norms, transformer.output]
+    if n_frozen == 0:
+        modules += [transformer.terms, transformer.sum_norm]
+    return [parameter for module in modules if module is not None for parameter in module.parameters()]
+
+
+def tuned_tensors(transformer: nn.Module) -> dict[str, Tensor]:
     """Everything that moves, by name, on the host."""
     return {
         name: p.detach().to("cpu", copy=True).contiguous()
@@ -182,7 +201,7 @@ def tuned_tensors(transformer: CellTransformer) -> dict[str, Tensor]:
     }
 
 
-def fill_in(transformer: CellTransformer, tensors: Mapping[str, Tensor], source: str) -> None:
+def fill_in(transformer: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Set what moved, strictly.
 
     Raises
@@ -203,7 +222,7 @@ def fill_in(transformer: CellTransformer, tensors: Mapping[str, Tensor], source:
             parameter.copy_(tensors[name])
 
 
-def merge(transformer: CellTransformer) -> None:
+def merge(transformer: nn.Module) -> None:
     """Add adapters to the weights they belong to, and take them out."""
     for name, module in list(transformer.named_modules()):
         if hasattr(module, "get_base_layer") and hasattr(module, "merge"):

@@ -21,7 +21,7 @@ from scfm.training._architectures import seeded
 from scfm.training._corpus import Corpus
 from scfm.training._files import alone_in
 from scfm.training._finetune_cells import HeldCells, hold, hold_out, open_cells
-from scfm.training._finetune_fit import FitSettings, fit_model, rate_of
+from scfm.training._finetune_fit import FitSettings, Fitted, fit_model, rate_of
 from scfm.training._finetune_objective import Labels
 from scfm.training._finetune_probe import Job, probe
 from scfm.training._finetune_targets import PREFIX, ClassWeights, Target, cell_targets, gene_target
@@ -84,46 +84,70 @@ def finetune(
     own_name = name or f"{model.card.name}-{'-'.join(t.name.removeprefix(PREFIX) for t in targets)}"
     dressed_model = dressed(model, targets, pooling, own_name)
     objective = pretraining_objective(model, forgetting)
-    if folder is not None:
-        folder = Path(folder).expanduser()
-        if folder.exists() and any(p.name != ".lock" for p in folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty and was left alone; choose a new folder=")
+    folder = checked_folder(folder)
     with alone_in(folder, "a fine-tuning run") if folder is not None else contextlib.nullcontext():
         cells = hold(corpus, model, groups, progress)
         parts = _split(cells, targets, validation_share, validation_groups, group_key, fit.seed)
         job = Job.of(cells, parts, labels, class_weights, validation_share, fit.seed)
-        seeded(fit.seed)
-        maps, rows = probe(dressed_model, job, fit.seed, progress)
-        run = fit_model(dressed_model, job, maps, tuning, fit, folder, progress)
-        tuned, tensors = run.model, run.tensors
-        tuned.card = card_of(model, own_name, tuning, targets)
-        moved = None if objective is None else forgetting_of(model, tuned, corpus, parts, objective, fit.seed)
-        scores = pd.DataFrame([*run.scores, *rows])
-        about: dict[str, Any] = {
-            "base": {
-                "name": model.card.name,
-                "source": source or model.card.name,
-                "family": model.card.family,
-                "hash": base_hash(model),
-            },
+        run, scores = fitted(dressed_model, job, tuning, fit, folder, progress)
+        run.model.card = card_of(model.card, own_name, tuning, targets)
+        moved = None if objective is None else forgetting_of(model, run.model, corpus, parts, objective, fit.seed)
+        base = {"name": model.card.name, "source": source or model.card.name, "family": model.card.family}
+        about = {
+            "base": {**base, "hash": base_hash(model)},
             "pooling": pooling,
             "reading": {k: _plain(v) for k, v in (reading or {}).items()},
-            "n_train": len(parts.train),
-            "n_valid": len(parts.valid),
-            "held_out": _held_out(parts, group_key),
-            "groups": list(parts.groups),
-            "class_weights": dict(class_weights) if isinstance(class_weights, Mapping) else class_weights,
-            "learning_rate": rate_of(tuning, fit),
-            "stopped": run.stopped,
-            "best_step": run.best_step,
-            "steps": run.steps,
+            **told(parts, group_key, class_weights, tuning, fit, run),
             "forgetting": moved,
         }
-        result = Finetuned(tuned, targets, tuning, scores, run.history, about, tensors)
+        result = Finetuned(run.model, targets, tuning, scores, run.history, about, run.tensors)
         if folder is not None:
             result.save(folder / TUNED_FOLDER)
-    _warn(result)
+    warn(result)
     return result
+
+
+def checked_folder(folder: str | Path | None) -> Path | None:
+    """A folder for a run, or none.
+
+    Raises
+    ------
+    ConfigError
+        If something stands there.
+    """
+    if folder is None:
+        return None
+    folder = Path(folder).expanduser()
+    if folder.exists() and any(p.name != ".lock" for p in folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and was left alone; choose a new folder=")
+    return folder
+
+
+def fitted(
+    dressed_model: Any, job: Job, tuning: Tuning, fit: FitSettings, folder: Path | None, progress: bool
+) -> tuple[Fitted, pd.DataFrame]:
+    """A model with heads after the linear probe and the tuning, and the scores of both."""
+    seeded(fit.seed)
+    maps, rows = probe(dressed_model, job, fit.seed, progress)
+    run = fit_model(dressed_model, job, maps, tuning, fit, folder, progress)
+    return run, pd.DataFrame([*run.scores, *rows])
+
+
+def told(
+    parts: Split, group_key: str | None, class_weights: ClassWeights, tuning: Tuning, fit: FitSettings, run: Fitted
+) -> dict[str, Any]:
+    """What is kept of how a model was tuned."""
+    return {
+        "n_train": len(parts.train),
+        "n_valid": len(parts.valid),
+        "held_out": _held_out(parts, group_key),
+        "groups": list(parts.groups),
+        "class_weights": dict(class_weights) if isinstance(class_weights, Mapping) else class_weights,
+        "learning_rate": rate_of(tuning, fit),
+        "stopped": run.stopped,
+        "best_step": run.best_step,
+        "steps": run.steps,
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -152,23 +176,41 @@ def _targets(
     missing: Any,
     group_key: str | None,
 ) -> tuple[tuple[Target, ...], NDArray[np.str_] | None]:
-    groups = None
-    if group_key is not None:
-        if group_key not in adata.obs:
-            raise ConfigError(
-                f"obs has no column {group_key!r} for group_key; it has {', '.join(adata.obs.columns[:12])}"
-            )
-        column = adata.obs[group_key]
-        if column.isna().any():
-            raise ConfigError(
-                f"obs[{group_key!r}] has no value for {int(column.isna().sum()):,} cells; fill them in, so that it is known "
-                "which side of the split they are on"
-            )
-        groups = column.astype(str).to_numpy().astype(np.str_)
+    groups = groups_of(adata.obs, group_key)
     if isinstance(target, Mapping):
         measured = corpus.match(0, model.vocabulary).measured
         return (gene_target(target, model.vocabulary, measured),), groups
-    targets = cell_targets(adata.obs, target, kind, missing)
+    return columns_of(adata.obs, target, kind, missing, group_key), groups
+
+
+def groups_of(obs: pd.DataFrame, group_key: str | None) -> NDArray[np.str_] | None:
+    """(n,) group of each row.
+
+    Raises
+    ------
+    ConfigError
+        If the column is not there, or lacks values.
+    """
+    if group_key is None:
+        return None
+    if group_key not in obs:
+        raise ConfigError(
+            f"obs has no column {group_key!r} for group_key; it has {', '.join(map(str, obs.columns[:12]))}"
+        )
+    column = obs[group_key]
+    if column.isna().any():
+        raise ConfigError(
+            f"obs[{group_key!r}] has no value for {int(column.isna().sum()):,} cells; fill them in, so that it is known "
+            "which side of the split they are on"
+        )
+    return column.astype(str).to_numpy().astype(np.str_)
+
+
+def columns_of(
+    obs: pd.DataFrame, target: str | Sequence[str], kind: Any, missing: Any, group_key: str | None
+) -> tuple[Target, ...]:
+    """Targets of columns, whose heads get names of their own; raises `ConfigError` if they cannot be learnt."""
+    targets = cell_targets(obs, target, kind, missing)
     heads = [t.name for t in targets]
     if len(set(heads)) != len(heads):
         raise ConfigError(f"the columns {', '.join(t.source for t in targets)} differ in signs only; rename one")
@@ -176,7 +218,7 @@ def _targets(
         raise ConfigError(
             f"group_key={group_key!r} is what is to be learnt; a held-out group would be a class never seen"
         )
-    return targets, groups
+    return targets
 
 
 def _split(
@@ -207,7 +249,8 @@ def _held_out(parts: Split, group_key: str | None) -> str:
     return f"{group_key}: {', '.join(parts.groups[:5])}{', ...' if len(parts.groups) > 5 else ''}"
 
 
-def _warn(result: Finetuned) -> None:
+def warn(result: Finetuned) -> None:
+    """Tell of a collapse, of no gain, and of overfitting."""
     if result.collapsed:
         log.warning("%s", result.about["stopped"])
     moved = METHODS[result.tuning.method].moves

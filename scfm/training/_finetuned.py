@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scfm import models
 from scfm.errors import CheckpointError, ConfigError
-from scfm.models import FoundationModel
+from scfm.models import FoundationModel, ModelCard
 from scfm.models._reading import as_state, read_settings, read_tensors
 from scfm.models._run import to_numpy
 from scfm.training._adapters import Tuning, base_hash, fill_in, merge, own_copy, put_in
@@ -104,17 +104,18 @@ class Finetuned:
 
     def _lines(self) -> list[str]:
         about = self.about
+        units = about.get("units", "cells")
         moved = sum(t.numel() for t in self._tensors.values())
         lines = [
             f"{self.model.card.name}: {about['base']['name']} tuned by {self.tuning.method!r}, {moved:,} parameters moved",
-            f"  cells: {about['n_train']:,} to train on, {about['n_valid']:,} held out"
+            f"  {units}: {about['n_train']:,} to train on, {about['n_valid']:,} held out"
             + (f" ({about['held_out']})" if about.get("held_out") else ""),
         ]
         for target in self.targets:
             name = SCORE[target.kind]
             what = f"{len(target.classes)} classes" if target.classes else "a number"
             lines.append(
-                f"  {target.source} ({what}), {name} on held-out {'genes' if target.kind == 'genes' else 'cells'}:"
+                f"  {target.source} ({what}), {name} on held-out {'genes' if target.kind == 'genes' else units}:"
             )
             for model in (TUNED, LINEAR, NEIGHBOURS, BLIND):
                 value = self.score(target.source, model)
@@ -160,7 +161,10 @@ class Finetuned:
             codes = np.where(np.isnan(found[:, 0]), -1, found.argmax(axis=1))
             out[target.source] = pd.Categorical.from_codes(codes.astype(np.int64), pd.Index(target.classes))
             out[f"{target.source}_score"] = proba.max(axis=1)
-        return pd.DataFrame(out, index=adata.obs_names)
+        return pd.DataFrame(out, index=self._rows(adata))
+
+    def _rows(self, adata: AnnData) -> pd.Index:
+        return adata.obs_names
 
     def predict_proba(
         self, adata: AnnData, target: str | None = None, *, progress: bool = False, **reading: Any
@@ -170,7 +174,7 @@ class Finetuned:
         if chosen.kind != "classes":
             raise ConfigError(f"{chosen.source!r} has no classes of cells; use predict")
         found = self.outputs(adata, progress=progress, **reading)[chosen.name]
-        return pd.DataFrame(probabilities(found), index=adata.obs_names, columns=list(chosen.classes))
+        return pd.DataFrame(probabilities(found), index=self._rows(adata), columns=list(chosen.classes))
 
     def outputs(self, adata: AnnData, *, progress: bool = False, **reading: Any) -> dict[str, NDArray[np.float32]]:
         """Bare outputs of the heads by name: (n_obs, K) logits or (n_obs, 1) numbers; of genes (V, K + 1) with counts last."""
@@ -255,7 +259,7 @@ class Finetuned:
         folder
             That was written, or the folder of a run.
         base
-            The model that was tuned; None: opened by the name that is written there.
+            The model that was tuned (of sequences its folder or repository); None: opened by the name that is written there.
 
         Raises
         ------
@@ -265,6 +269,10 @@ class Finetuned:
         folder = Path(folder).expanduser()
         folder = folder / TUNED_FOLDER if (folder / TUNED_FOLDER / ABOUT).is_file() else folder
         about = read_settings(folder / ABOUT, ("format", "base", "tuning", "targets", "pooling", "reading", "name"))
+        if "sequences" in about:
+            from scfm.training._finetune_sequences import FinetunedSequences
+
+            return FinetunedSequences.load(folder, base)
         if about["format"] != FORMAT:
             raise CheckpointError(f"{folder} has format {about['format']}, this version reads {FORMAT}; tune it again")
         known = about["base"]
@@ -278,7 +286,7 @@ class Finetuned:
         put_in(tuned.transformer, tuning, [t.name for t in targets])
         fill_in(tuned.transformer, tensors, str(folder / WEIGHTS))
         merge(tuned.transformer)
-        tuned.card = card_of(model, about["name"], tuning, targets)
+        tuned.card = card_of(model.card, about["name"], tuning, targets)
         frames = [pd.DataFrame(about.pop(name, [])) for name in ("scores", "history")]
         frames = [f.infer_objects() for f in frames]
         return cls(tuned, targets, tuning, frames[0], frames[1], about, tensors)
@@ -296,20 +304,20 @@ def dressed(model: FoundationModel, targets: tuple[Target, ...], pooling: str | 
     return copied
 
 
-def card_of(model: FoundationModel, name: str, tuning: Tuning, targets: tuple[Target, ...]) -> models.ModelCard:
-    """The card of a tuned model."""
-    about = {"base": model.card.name, "method": tuning.method, "targets": [t.source for t in targets]}
+def card_of(card: ModelCard, name: str, tuning: Tuning, targets: tuple[Target, ...]) -> ModelCard:
+    """The card of a tuned model, from that of its base."""
+    about = {"base": card.name, "method": tuning.method, "targets": [t.source for t in targets]}
     return replace(
-        model.card,
+        card,
         name=name,
-        title=f"{model.card.title or model.card.name}, tuned to tell {', '.join(t.source for t in targets)}",
+        title=f"{card.title or card.name}, tuned to tell {', '.join(t.source for t in targets)}",
         hub=None,
         files={},
         checksums={},
         folder="",
         checkpoint=None,
         verified="",
-        details={**dict(model.card.details), "finetuned": about},
+        details={**dict(card.details), "finetuned": about},
     )
 
 
