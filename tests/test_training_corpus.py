@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
 import shutil
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_cases import cells, corpus_folder, symbols
+from training_cases import cells, corpus_folder, room_for, symbols
 
 from scfm.errors import ConfigError, CountsError, GeneMatchError, OutputError
 from scfm.genes import GeneVocabulary
@@ -261,18 +260,6 @@ def test_a_store_of_another_vocabulary_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="keeps tokens, but this objective needs counts"):
         store.check_fits(tokenizer(), "counts")
     store.check_fits(tokenizer(), "tokens")
-
-
-@contextlib.contextmanager
-def room_for(n_bytes: int):
-    """No file may grow beyond so many bytes."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_fills_up_leaves_no_half_part(folder, tmp_path):

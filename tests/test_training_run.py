@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from training_cases import cells, corpus_folder, tiny
+from training_cases import cells, corpus_folder, room_for, tiny
 from typer.testing import CliRunner
 
 import scfm
@@ -266,6 +266,25 @@ def test_a_loss_that_is_no_number_stops_with_the_cells(folder, tmp_path):
 def test_a_full_disk_is_told_before_training(folder, tmp_path):
     with pytest.raises(OutputError, match=r"needs about 1e\+09 GB"):
         check_space(tmp_path / "not" / "there", 10**18, "the run")
+
+
+def test_a_disk_that_fills_up_while_training_leaves_what_was_whole(folder, tmp_path):
+    steady = {"schedule": "constant"}
+    pretrain(folder, tiny(tmp_path / "run", run={**steady, "steps": 2}))
+    size = max(f.stat().st_size for f in (tmp_path / "run" / "checkpoints" / "checkpoint-2").iterdir())
+    with room_for(size // 2), pytest.raises(OutputError, match="the checkpoint of step 4 could not be written"):
+        pretrain(folder, tiny(tmp_path / "run", run=steady))
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-2"]
+    pretrain(folder, tiny(tmp_path / "run", run=steady))
+    pretrain(folder, tiny(tmp_path / "whole", run=steady))
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_model_that_finds_no_room_is_told(folder, tmp_path):
+    model = pretrain(folder, tiny(tmp_path / "run", run={"steps": 1})).model
+    with room_for(2000), pytest.raises(OutputError, match="the disk is full"), new_folder(tmp_path / "kept") as partial:
+        model.save_pretrained(partial)
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_folder_that_is_not_finished_does_not_appear(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pytest
 from scipy import sparse
 
 from scfm import genes
@@ -63,3 +65,15 @@ def tiny(folder: Path, **changes: dict[str, Any]) -> dict[str, Any]:
     for part, entries in changes.items():
         config[part] = {**config.get(part, {}), **entries}
     return config
+
+
+@contextlib.contextmanager
+def room_for(n_bytes: int):
+    """No file may grow beyond so many bytes."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -14,11 +14,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from scfm.errors import ConfigError, OutputError
 
 PARTIAL = ".tmp"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITTEN = (OSError, RuntimeError, SafetensorError)
+"""What the system, torch and safetensors raise when a file cannot be written."""
+OF_TORCH = ("PytorchStreamWriter", "inline_container")
+"""In what torch says when its writer of archives fails; it gives no number."""
 
 
 def to_disk(path: Path) -> None:
@@ -88,10 +93,21 @@ def telling(path: Path) -> Iterator[None]:
         yield
     except OutputError:
         raise
-    except OSError as error:
-        full = error.errno in FULL
-        reason = "the disk is full, or a quota is reached" if full else error.strerror or str(error)
+    except UNWRITTEN as error:
+        full = is_full(error)
+        if not full and not isinstance(error, OSError):
+            raise
+        reason = "the disk is full, or a quota is reached" if full else getattr(error, "strerror", None) or str(error)
         raise OutputError(f"{path} could not be written: {reason}. Make room or choose another place") from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error of writing says that there is no room."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    if isinstance(error, SafetensorError):
+        return any(f"(os error {number})" in str(error) for number in FULL)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in OF_TORCH)
 
 
 def check_space(folder: Path, n_bytes: int, what: str) -> None:

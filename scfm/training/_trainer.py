@@ -18,7 +18,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from scfm.errors import OutputError, TrainingError
 from scfm.training._data import Batches, loader
-from scfm.training._files import FULL, PARTIAL, finish_folder
+from scfm.training._files import PARTIAL, UNWRITTEN, finish_folder, is_full
 from scfm.training.objectives import Example, Objective
 from scfm.transformer import CellTransformer, PackedBatch
 
@@ -266,8 +266,8 @@ class CellTrainer(Trainer):
                 partial.rmdir()
                 rotate_checkpoints(str(folder), self.args.save_total_limit, use_mtime=False)
             self._wait()
-        except (OSError, RuntimeError) as error:
-            full = getattr(error, "errno", None) in FULL or "PytorchStreamWriter" in str(error)
+        except UNWRITTEN as error:
+            full = is_full(error)
             if not full and not isinstance(error, OSError):
                 raise
             shutil.rmtree(partial, ignore_errors=True)
