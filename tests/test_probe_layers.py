@@ -52,11 +52,11 @@ def test_every_layer_of_every_family_is_probed_in_one_pass(family, load):
 def test_vectors_are_those_that_embed_writes(load):
     model, adata = load("geneformer"), labelled("geneformer")
     from scfm.tl._open import open_cells
-    from scfm.tl._probe_layers import _vectors
+    from scfm.tl._probe_vectors import vectors_of_cells
 
     opened = open_cells(adata, model)
     n = model.transformer.n_layers
-    found = _vectors(opened, np.arange(3, adata.n_obs), [0, n], ["mean"], 0, False)
+    found = vectors_of_cells(opened, np.arange(3, adata.n_obs), ["mean"], [0, n], 0, False)
     for k in (0, n):
         scfm.tl.embed(adata, model, pooling="mean", hidden_layer=k, key_added="e", progress=False)
         np.testing.assert_allclose(found["mean", k], adata.obsm["X_e"][3:], atol=1e-5)

@@ -25,14 +25,12 @@ from scfm.get._slots import key_of
 from scfm.tl._embed import _check_target
 from scfm.tl._finetune import check_sequences
 from scfm.tl._open import open_cells, open_model
+from scfm.tl._probe_vectors import vectors_of_cells, vectors_of_sequences
 
 if TYPE_CHECKING:
     from scfm.training._finetune_targets import Target
-    from scfm.training._sequence_network import SequenceModel
 
 log = logging.getLogger("scfm")
-
-BLOCK_ROWS = 1024
 
 
 def probe_layers(
@@ -126,10 +124,7 @@ def probe_layers(
     >>> int(probes.best()["layer"])
     0
     """
-    from scfm.models._device import resolve_device
-    from scfm.training._finetune_sequences import letters_of
     from scfm.training._finetune_targets import cell_targets
-    from scfm.training._sequence_network import SequenceModel
 
     of_sequences = sequence_key is not None or isinstance(adata, pd.DataFrame)
     if of_sequences:
@@ -158,25 +153,12 @@ def probe_layers(
     rows = subsample(strata, max_cells, seed)
     loaded: Any
     if of_sequences:
-        loaded = SequenceModel.open(
-            model,  # type: ignore[arg-type]
-            None if pooling is None else _listed(pooling)[0],
-            too_long,
-            max_tokens,
-            device=resolve_device(device),
-            revision=revision,
-        )
-        letters = letters_of(adata, sequence_key)
-        names = [*letters]
-        tokens = loaded.tokens({names[i]: letters[names[i]] for i in rows}, progress)
-        wanted = _layers(loaded, layers)
-        vectors = loaded.vectors_of_layers(tokens, wanted, _listed(pooling or "mean"), progress)
+        sequences = {"sequence_key": sequence_key, "too_long": too_long, "max_tokens": max_tokens, "revision": revision}
+        loaded, vectors = vectors_of_sequences(adata, rows, model, pooling, layers, sequences, device, progress)
     else:
         loaded = open_model(
             model, checkpoint=checkpoint, family=family, revision=revision, context=context, device=device, dtype=dtype
         )
-        poolings = _poolings(loaded, pooling)
-        wanted = _layers(loaded, layers)
         opened = open_cells(
             adata,
             loaded,
@@ -187,7 +169,7 @@ def probe_layers(
             orthologues=orthologues,
             context=context,
         )
-        vectors = _vectors(opened, rows, wanted, poolings, seed, progress)
+        vectors = vectors_of_cells(opened, rows, pooling, layers, seed, progress)
     there = np.asarray(np.isfinite(next(iter(vectors.values()))).all(axis=1))
     if not there.all():
         log.warning("%d cells hold no gene of the model and are left out", int((~there).sum()))
@@ -220,71 +202,6 @@ def _groups(obs: pd.DataFrame, group_key: str | None) -> NDArray[Any] | None:
     if column.nunique() < 2:
         raise ConfigError(f"obs[{group_key!r}] has one group only; leave out group_key= to hold out single cells")
     return np.unique(column.astype(str).to_numpy().astype(np.str_), return_inverse=True)[1].ravel()
-
-
-def _poolings(model: models.FoundationModel, asked: str | Sequence[str] | None) -> list[str]:
-    specs = model.config.readout_specs
-    usable = [n for n, s in specs.items() if not (s.continued or s.padded_to or s.layers)]
-    if asked is None:
-        default = model.config.readout
-        return [default] if default in usable else usable[:1]
-    names = _listed(asked)
-    for name in names:
-        model.transformer.readout(name)
-        if name not in usable:
-            raise ConfigError(f"pooling={name!r} reads more than one layer at a time; choose {', '.join(usable)}")
-    return names
-
-
-def _listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
-
-
-def _layers(model: models.FoundationModel | SequenceModel, asked: Sequence[int] | None) -> list[int]:
-    n = model.transformer.n_layers
-    if asked is None:
-        return [*range(n + 1)]
-    numbers = [model.transformer.layer_number(k) for k in asked]
-    return sorted({n if k is None else k for k in numbers})
-
-
-def _vectors(
-    opened: Any, rows: NDArray[np.int64], layers: list[int], poolings: list[str], seed: int, progress: bool
-) -> dict[tuple[str, int], NDArray[np.float32]]:
-    """(m, d) vectors of some cells by read-out and layer; NaN where a cell has no gene of the model."""
-    from scfm.models._run import to_numpy
-
-    model: models.FoundationModel = opened.model
-    transformer = model.transformer
-    specs = [transformer.readout(name) for name in poolings]
-    out: dict[tuple[str, int], NDArray[np.float32]] = {}
-
-    def compute(batch: Any) -> list[Any]:
-        states = transformer.states(batch, layers)
-        return [transformer.pool(x, batch, spec) for spec in specs for x in states]
-
-    wanted = np.zeros(opened.source.shape[0], dtype=bool)
-    wanted[rows] = True
-    place = np.cumsum(wanted) - 1
-    with tqdm(total=len(rows), desc=model.card.name, unit="cell", disable=not progress) as bar:
-        for block in opened.source.blocks(BLOCK_ROWS):
-            inside = slice(block.start, block.start + block.n_cells)
-            picked = np.flatnonzero(wanted[inside])
-            if not len(picked):
-                continue
-            here = {k: v[inside] if np.ndim(v) else v for k, v in opened.context.items()}
-            tokens = model.tokenizer.tokenize_block(block, opened.match, context=here, seed=seed)[picked]
-            some = np.flatnonzero(np.asarray(tokens.per_cell["n_detected"]) > 0)
-            for cells, _part, found in model.over_batches(tokens[some], compute):
-                at = place[block.start + picked[some[cells]]]
-                for key, x in zip(((p, k) for p in poolings for k in layers), found, strict=True):
-                    if key not in out:
-                        out[key] = np.full((len(rows), x.shape[-1]), np.nan, dtype=np.float32)
-                    out[key][at] = to_numpy(x)
-            bar.update(len(picked))
-    if not out:
-        raise ConfigError("no cell holds a gene of the model; check the genes with scfm.pp.inspect(adata)")
-    return out
 
 
 @dataclass(frozen=True)
