@@ -12,7 +12,15 @@ from pathlib import Path
 
 import torch
 
-BENCHMARKS = ("bench_tokenize", "bench_embed", "bench_families", "bench_writing", "bench_train", "bench_memory")
+BENCHMARKS = (
+    "bench_tokenize",
+    "bench_embed",
+    "bench_families",
+    "bench_writing",
+    "bench_train",
+    "bench_annotation",
+    "bench_memory",
+)
 PACKAGES = ("scfm", "torch", "transformers", "anndata", "numpy", "numba")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 

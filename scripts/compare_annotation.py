@@ -35,6 +35,8 @@ from scfm.evaluation import annotation_scores
 
 OURS = "scfm auto"
 MIN_CELLS = 20
+N_BOOT = 500
+CHEMISTRIES = ("1k_v2", "1k_v3", "5prime")
 LOOSE = {
     "T": ("Naive CD4 T", "Memory CD4 T", "CD4 T", "CD8 T"),
     "Mono": ("CD14+ Mono", "FCGR3A+ Mono"),
@@ -109,7 +111,7 @@ def halves(adata: Cells) -> Callable[[int], tuple[Cells, Cells]]:
 
 def cases(data: Path) -> Iterator[Case]:
     """Every comparison."""
-    chemistries = {n: read(data, f"benchmark/pbmc_{n}.h5ad", LOOSE) for n in ("1k_v2", "1k_v3", "5prime")}
+    chemistries = {n: read(data, f"benchmark/pbmc_{n}.h5ad", LOOSE) for n in CHEMISTRIES}
     for a, b in permutations(chemistries, 2):
         yield Case(f"{a} to {b}", "chemistry", fixed(chemistries[a], chemistries[b]))
     three = only(read(data, "benchmark/sc_mixology_3cl_celseq2_dropseq.h5ad"), demuxlet_class="SNG")
@@ -239,62 +241,127 @@ def f1(true: NDArray[Any], names: NDArray[Any], classes: NDArray[Any], weights: 
     return (2 * hits / np.maximum(below, 1e-12))[:, kept].mean(axis=1)
 
 
-def tables(folder: Path) -> str:
-    """Means over seeds, with paired intervals over query cells and seeds."""
-    rows, extra = [], []
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What one case came to.
+
+    Parameters
+    ----------
+    means
+        Macro F1 of each method, mean over seeds.
+    leads
+        (B,) bootstrap draws of ours minus each other method.
+    seeds, chosen, facts
+        How many seeds, what ``auto`` took, calibration errors and the share of known cells that were rejected.
+    """
+
+    means: dict[str, float]
+    leads: dict[str, NDArray[Any]]
+    seeds: int
+    chosen: str
+    facts: dict[str, float]
+
+
+def scored(paths: list[Path]) -> Scored:
+    """Draws are over query cells (the same for all methods and, where the query is the same, all seeds) and over seeds."""
     rng = np.random.default_rng(0)
+    runs = [(np.load(p), np.load(p.with_name(p.name.replace("ours_", "baselines_", 1)))) for p in paths]
+    draws: dict[str, list[NDArray[Any]]] = {}
+    means: dict[str, list[float]] = {}
+    ece, own, unknown, weights = [], [], [], None
+    for z, other in runs:
+        true, classes = z["true"], z["classes"]
+        if weights is None or not np.array_equal(true, runs[0][0]["true"]):
+            weights = rng.multinomial(len(true), np.full(len(true), 1 / len(true)), N_BOOT).astype(float)
+        for method, names in {OURS: z["names"], **other}.items():
+            draws.setdefault(method, []).append(f1(true, names, classes, weights))
+            means.setdefault(method, []).append(float(f1(true, names, classes, np.ones((1, len(true))))[0]))
+        ece.append(annotation_scores(true, z["names"], z["proba"], [*classes], n_boot=2)["ECE"])
+        if len(z["held/codes"]):
+            names, proba = classes[z["held/codes"]], z["held/proba"]
+            own.append(annotation_scores(names, classes[proba.argmax(1)], proba, [*classes], n_boot=2)["ECE"])
+        unknown.append((z["rejecting"][np.isin(true, classes)] == "unknown").mean())
+    picked = rng.integers(0, len(runs), (len(runs), N_BOOT))
+    over_seeds = {m: np.take_along_axis(np.stack(d), picked, axis=0).mean(axis=0) for m, d in draws.items()}
+    return Scored(
+        {m: float(np.mean(v)) for m, v in means.items()},
+        {m: over_seeds[OURS] - d for m, d in over_seeds.items() if m != OURS},
+        len(runs),
+        ", ".join(dict.fromkeys(str(z["method"]) for z, _ in runs)),
+        {"own": float(np.mean(own)), "query": float(np.mean(ece)), "rejected": float(np.mean(unknown))},
+    )
+
+
+def lead(means: dict[str, float], draws: NDArray[Any], other: str) -> dict[str, str]:
+    """Ours minus another, with its interval and what that means."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    verdict = "better" if low > 0 else "worse" if high < 0 else "tie"
+    return {"difference": f"{means[OURS] - means[other]:+.3f} [{low:+.3f}, {high:+.3f}]", "": verdict}
+
+
+def tables(folder: Path) -> str:
+    """Means over seeds with paired intervals, calibration, and new types."""
     files = pd.Series(sorted(folder.glob("ours_*.npz")))
-    for name, group in files.groupby(files.map(lambda p: p.stem.split("_seed")[0].removeprefix("ours_"))):
-        draws: dict[str, list[NDArray[Any]]] = {}
-        means: dict[str, list[float]] = {}
-        loads = [np.load(p) for p in group]
-        others = [np.load(p.with_name(p.name.replace("ours_", "baselines_", 1))) for p in group]
-        ece, own, unknown = [], [], []
-        for z, other in zip(loads, others, strict=True):
-            true, classes = z["true"], z["classes"]
-            weights = rng.multinomial(len(true), np.full(len(true), 1 / len(true)), 200).astype(float)
-            for method, names in {OURS: z["names"], **other}.items():
-                draws.setdefault(method, []).append(f1(true, names, classes, weights))
-                means.setdefault(method, []).append(float(f1(true, names, classes, np.ones((1, len(true))))[0]))
-            shift = annotation_scores(true, z["names"], z["proba"], [*classes], n_boot=2)
-            ece.append(shift["ECE"])
-            if len(z["held/codes"]):
-                names, proba = classes[z["held/codes"]], z["held/proba"]
-                own.append(annotation_scores(names, classes[proba.argmax(1)], proba, [*classes], n_boot=2)["ECE"])
-            unknown.append((z["rejecting"][np.isin(true, classes)] == "unknown").mean())
-        best = max((m for m in means if m != OURS), key=lambda m: np.mean(means[m]))
-        lead = np.concatenate([a - b for a, b in zip(draws[OURS], draws[best], strict=True)])
-        low, high = np.quantile(lead, [0.025, 0.975])
-        verdict = "better" if low > 0 else "worse" if high < 0 else "tie"
-        chosen = ", ".join(dict.fromkeys(str(z["method"]) for z in loads))
-        row = {"case": name, "seeds": len(loads), **{m: f"{np.mean(v):.3f}" for m, v in means.items()}}
-        rows.append(
-            {
-                **row,
-                "auto - best": f"{np.mean(means[OURS]) - np.mean(means[best]):+.3f} [{low:+.3f}, {high:+.3f}]",
-                "": verdict,
-            }
-        )
+    names = files.map(lambda p: p.stem.split("_seed")[0].removeprefix("ours_").replace("-to-", " to "))
+    every = {name: scored([*group]) for name, group in files.groupby(names)}
+    rows, extra = [], []
+    for name, s in every.items():
+        best = max(s.leads, key=lambda m: s.means[m])
+        row = {"case": name, "seeds": s.seeds, **{m: f"{v:.3f}" for m, v in s.means.items()}}
+        rows.append({**row, "best other": best, **lead(s.means, s.leads[best], best)})
+        own, query, rejected = (s.facts[k] for k in ("own", "query", "rejected"))
         extra.append(
             {
                 "case": name,
-                "chosen": chosen,
-                "ECE, held-out reference": f"{np.mean(own):.3f}",
-                "ECE, query": f"{np.mean(ece):.3f}",
-                "known cells rejected": f"{np.mean(unknown):.1%}",
+                "chosen": s.chosen,
+                "ECE, held-out reference": f"{own:.3f}",
+                "ECE, query": f"{query:.3f}",
+                "known cells rejected": f"{rejected:.1%}",
             }
         )
-    parts = [markdown(rows), markdown(extra)]
-    left = sorted(folder.glob("left_*.csv"))
-    if left:
-        table = pd.concat([pd.read_csv(path) for path in left if path.stat().st_size > 1])
-        parts.append(markdown(table.round(3).astype(str).to_dict("records")))
-        clear = table[table["F1 in the reference"] >= 0.9]
-        parts.append(
-            f"Well-separated types (F1 of at least .9 in the reference): {len(clear)}; mean AUROC {clear['AUROC'].mean():.3f}; "
-            f"known cells rejected {clear['known rejected'].mean():.1%}, new ones {clear['new rejected'].mean():.1%}."
+    parts = [markdown(rows), markdown([*pooled(every)]), markdown(extra)]
+    left = [pd.read_csv(path) for path in sorted(folder.glob("left_*.csv")) if path.stat().st_size > 1]
+    return "\n\n".join([*parts, *([new_type_tables(pd.concat(left))] if left else [])])
+
+
+def pooled(every: dict[str, Scored]) -> Iterator[dict[str, str]]:
+    """Ours against each other method, mean over the pairs of chemistries and over all cases."""
+    pairs = [f"{a} to {b}" for a, b in permutations(CHEMISTRIES, 2)]
+    for what, names in (("pairs of chemistries", pairs), ("all cases", [*every])):
+        there = [every[name] for name in names if name in every]
+        for other in there[0].leads if there else ():
+            means = {m: float(np.mean([s.means[m] for s in there])) for m in (OURS, other)}
+            found = lead(means, np.mean([s.leads[other] for s in there], axis=0), other)
+            own, theirs = (f"{means[m]:.3f}" for m in (OURS, other))
+            yield {
+                "mean over": f"{len(there)} {what}",
+                "other": other,
+                OURS: own,
+                "macro F1 of the other": theirs,
+                **found,
+            }
+
+
+def new_type_tables(table: pd.DataFrame) -> str:
+    """A row per case, and the mean over well-separated types."""
+    rows = []
+    for name, group in table.groupby("case"):
+        lowest = group.loc[group["AUROC"].idxmin()]
+        rows.append(
+            {
+                "case": name,
+                "types left out": len(group),
+                "mean AUROC": f"{group['AUROC'].mean():.3f}",
+                "lowest AUROC": f"{lowest['AUROC']:.3f} ({lowest['left out']})",
+                "known cells rejected": f"{group['known rejected'].mean():.1%}",
+                "new cells rejected": f"{group['new rejected'].mean():.1%}",
+            }
         )
-    return "\n\n".join(parts)
+    clear = table[table["F1 in the reference"] >= 0.9]
+    return markdown(rows) + (
+        f"\n\nWell-separated types (F1 of at least .9 in the reference): {len(clear)}; mean AUROC {clear['AUROC'].mean():.3f}; "
+        f"known cells rejected {clear['known rejected'].mean():.1%}, new ones {clear['new rejected'].mean():.1%}."
+    )
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -184,6 +184,15 @@ def test_a_model_that_names_cells_itself_is_asked() -> None:
         scfm.tl.annotate(adata, model=model, method="prompt", labels=["nothing"], progress=False)
 
 
+def test_a_classifier_that_was_trained_with_the_model_is_asked() -> None:
+    model = scfm.models.load(case("scbert") / "checkpoint", checkpoint="finetune_best")
+    adata = anndata.read_h5ad(case("scbert") / "cells.h5ad")
+    scfm.tl.annotate(adata, model=model, method="prompt", reject=False, progress=False)
+    (found,) = scfm.models.name_cells(model, model.tokenize(adata)).values()
+    assert [*adata.obs["scfm_label"].astype(str)] == [*found.names]
+    np.testing.assert_allclose(adata.obsm["scfm_proba"], found.probabilities, atol=1e-6)
+
+
 def test_the_shipped_annotator_is_small_and_tells_its_scope_and_scores() -> None:
     path = Path(scfm.__file__).parent / "annotation" / "data" / "blood.npz"
     assert path.stat().st_size <= 2_000_000
