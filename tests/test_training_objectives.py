@@ -17,7 +17,7 @@ from scfm.errors import ConfigError
 from scfm.models._run import to_batch
 from scfm.tokenizers import Tokens
 from scfm.training import Corpus
-from scfm.training._architectures import add_heads, new_model
+from scfm.training._architectures import add_heads, new_model, reset
 from scfm.training._cells import LiveCells
 from scfm.training._config import ModelConfig
 from scfm.training._data import Batches
@@ -399,6 +399,15 @@ def test_a_new_head_with_a_row_per_word_begins_at_the_reference(kind_and_objecti
     after = said_at_first(model, objective, train)
     for name in objective.terms:
         assert abs(after[name] - reference[name]) < 0.2 * (before[name] - reference[name])
+
+
+@pytest.mark.parametrize("name", OF_FAMILY)
+def test_an_architecture_of_every_family_can_begin_anew(load, name):
+    model, adata, context = opened(name, load)
+    model = reset(model, "anew")
+    train = batches(model, adata, OF_FAMILY[name], context=context)
+    begin(model.transformer, train.objective, train.reference, [*model.transformer.heads])
+    assert np.isfinite([*said_at_first(model, train.objective, train).values()]).all()
 
 
 def best_constant(objective, labels: np.ndarray) -> float:

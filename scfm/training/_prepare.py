@@ -162,9 +162,10 @@ def begin(transformer: CellTransformer, objective: Objective, reference: Referen
     for term, name in objective.told_by.items():
         bias = _last_bias(transformer.heads[name])
         if name in heads and bias is not None and term in constants:
+            # a table may have more rows than the vocabulary has words
             guess = torch.as_tensor(constants[term][: len(bias)], dtype=bias.dtype, device=bias.device)
             with torch.no_grad():
-                bias.copy_(guess)
+                bias[: len(guess)].copy_(guess)
 
 
 def _last_bias(head: Any) -> torch.Tensor | None:
