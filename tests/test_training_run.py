@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,6 +198,17 @@ def test_checkpointing_and_bfloat16_train(folder, tmp_path):
     assert not np.array_equal(half.history["loss"].dropna(), plain.history["loss"].dropna())
     # the attention is chosen for the precision that it gets, not for that of the weights
     assert {dtype for _, _, dtype in half.model.transformer._chosen} == {torch.bfloat16}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+def test_compiled_layers_train_alike(folder, tmp_path):
+    plain, compiled = (
+        pretrain(folder, tiny(tmp_path / str(fast), model={"dropout": 0.0}, run={"steps": 3, "compile": fast}))
+        for fast in (False, True)
+    )
+    np.testing.assert_allclose(compiled.history["loss"].dropna(), plain.history["loss"].dropna(), rtol=1e-5)
+    assert weights(compiled.folder).keys() == weights(plain.folder).keys()
 
 
 def test_the_commands_tokenize_and_train(folder, tmp_path):
