@@ -73,6 +73,20 @@ def test_a_run_goes_on_to_the_same_bits(folder, tmp_path):
         np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
+def test_a_run_is_watched_in_a_bar_and_in_tensorboard(folder, tmp_path, capsys):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = pretrain(folder, tiny(tmp_path / "run", output={"progress": True, "tensorboard": True}))
+    shown = capsys.readouterr()
+    assert "pretrain: 100%" in shown.err and "6/6" in shown.err
+    for word in ("loss=", "reference=", "tokens/s="):
+        assert word in shown.err
+    assert "held-out loss" in shown.err + shown.out
+    events = accumulator.EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    logged = run.history.dropna(subset=["loss"])
+    np.testing.assert_allclose([e.value for e in events.Scalars("loss")], logged["loss"], rtol=1e-6)
+    np.testing.assert_allclose([e.value for e in events.Scalars("reference")], logged["reference"], rtol=1e-6)
+
+
 def test_only_new_heads_begin_at_the_reference(folder, tmp_path):
     first = pretrain(folder, tiny(tmp_path / "first", run={"steps": 1})).folder / "model"
     for fresh, expected in ((False, set()), (True, {"mlm"})):
