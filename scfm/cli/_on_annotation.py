@@ -24,7 +24,10 @@ Rate = Annotated[
         help="Share of cells of known types, measured like the reference, that may be unknown.", min=0, max=0.99
     ),
 ]
-Tolerance = Annotated[float, typer.Option(help="No cell of lower novelty is unknown.", min=0)]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="No cell of lower novelty is unknown; default: the annotator's own.", min=0, show_default=False),
+]
 NoReject = Annotated[bool, typer.Option("--no-reject", help="Name every cell.")]
 Tree = Annotated[
     Path | None, typer.Option(metavar="OBO", help="Cell Ontology: an unsure cell gets the name of the broader type.")
@@ -59,7 +62,7 @@ def annotate(
     ] = None,
     label: Labels = None,
     false_rejection: Rate = 0.05,
-    tolerance: Tolerance = 1.05,
+    tolerance: Tolerance = None,
     no_reject: NoReject = False,
     ontology: Tree = None,
     smooth: Smooth = None,
@@ -134,7 +137,7 @@ def apply(
     out: Out,
     label: Labels = None,
     false_rejection: Rate = 0.05,
-    tolerance: Tolerance = 1.05,
+    tolerance: Tolerance = None,
     no_reject: NoReject = False,
     ontology: Tree = None,
     smooth: Smooth = None,
@@ -175,7 +178,7 @@ def show(
 def _applying(
     label: list[str] | None,
     false_rejection: float,
-    tolerance: float,
+    tolerance: float | None,
     no_reject: bool,
     ontology: Path | None,
     smooth: str | None,

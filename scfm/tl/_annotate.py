@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from scfm import counts, evaluation, models
 from scfm.annotation import Annotation, Annotator, Reading, shipped
 from scfm.annotation._annotation import smoothed
-from scfm.annotation._annotator import FALSE_REJECTION, MIN_GENES, TOLERANCE, Tree
+from scfm.annotation._annotator import FALSE_REJECTION, MIN_GENES, Tree
 from scfm.annotation._expression import Orthologues
 from scfm.annotation._prompt import named_by_model
 from scfm.annotation._store import is_annotator
@@ -44,7 +44,7 @@ def annotate(
     labels: Sequence[str] | None = None,
     reject: bool = True,
     false_rejection: float = FALSE_REJECTION,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     min_genes: int = MIN_GENES,
     ontology: Tree = None,
     smooth: str | None = None,
@@ -92,7 +92,8 @@ def annotate(
         Share of cells of known types that may be rejected, if they are measured like the reference.
     tolerance
         No cell with a lower novelty is rejected, however well the reference's own classes are told apart; 0 exhausts
-        ``false_rejection``, larger values spare cells of other assays and let more new types pass.
+        ``false_rejection``, larger values spare cells of other assays and let more new types pass. None: 0.85, or what
+        the annotator says.
     min_genes
         Cells that express fewer of the reference's genes are unknown.
     ontology
