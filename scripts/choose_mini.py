@@ -1,10 +1,11 @@
 """Compare recipes of scfm-mini on labelled files of the corpus that took no part in the fit.
 
-    python scripts/choose_mini.py DATA
+    python scripts/choose_mini.py DATA [--recipes NAME ...]
 
 Two fits per recipe, each without half of the labelled files. Rows: mean over the files of the 5-fold label transfer
-within a file, with the query as it is, thinned to 200 and 100 counts, cut to 500 genes, and with the rate of every gene
-changed as another assay might; and the transfer between human and mouse pancreas. ``reference/`` and ``benchmark/``
+within a file, with the query as it is, thinned to 200 counts, cut to 500 genes, and with the rate of every gene changed
+as another assay might; the transfer from the other donors or batches to each one, in three files; cell lines between the
+counts as they are and other rates; and the transfer between human and mouse pancreas. ``reference/`` and ``benchmark/``
 are not looked at.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,51 +21,42 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from evaluate_mini import Cells, folds, pair, random_projection, read, together
+from evaluate_mini import Cells, Embed, f1, folds, model_embedding, pair, random_projection, read, together, transfer
 from numpy.typing import NDArray
 
 from scfm import genes
 from scfm.evaluation._baselines import log_values
 from scfm.genes import GeneVocabulary
+from scfm.models import ModelCard
 from scfm.training import _projection as training
-from scfm.training._fit_projection import coding_vocabulary
-from scfm.training._projection import CellSet, ProjectionRecipe, without
+from scfm.training._fit_projection import coding_vocabulary, projection_model
+from scfm.training._projection import CellSet, ProjectionRecipe
 
 HALVES = (
     ("baron_human_pancreas", "breast_cancer_cell_lines_dropseq", "darmanis_brain_smartseq", "zheng_sorted_mudan"),
     ("heart_san_nuclei_multiome", "lymph_node_ref", "pollen2014_fluidigm", "ipsc_cardiac_fluidigm"),
 )
 PANCREAS = ("baron_human_pancreas", "baron_mouse_pancreas")
+LINES = "breast_cancer_cell_lines_dropseq"
+DONORS = {"baron_human_pancreas": "batch", "darmanis_brain_smartseq": "donor", "lymph_node_ref": "donor"}
 SHIPPED = replace(ProjectionRecipe(), max_cells=700)
 RECIPES = {
     "as shipped": SHIPPED,
-    "256 axes": replace(SHIPPED, n_axes=256),
+    "without excess, without evening": replace(SHIPPED, excess_axes=0, evening=0.0),
+    "without excess": replace(SHIPPED, excess_axes=0),
+    "without evening": replace(SHIPPED, evening=0.0),
+    "evening 1": replace(SHIPPED, evening=1.0),
+    "excess weight 0.1": replace(SHIPPED, excess_weight=0.1),
+    "excess weight 0.4": replace(SHIPPED, excess_weight=0.4),
+    "192 axes for excess": replace(SHIPPED, excess_axes=192),
+    "excess above 5 counts": replace(SHIPPED, few_counts=5.0),
     "128 axes": replace(SHIPPED, n_axes=128),
-    "scaling 1, weighting 1": replace(SHIPPED, scaling=1.0, weighting=1.0),
-    "scaling 1, weighting 0.5": replace(SHIPPED, scaling=1.0),
     "scaling 0.5, weighting 0.5": replace(SHIPPED, scaling=0.5),
-    "scaling 0.25, weighting 0.25": replace(SHIPPED, scaling=0.25, weighting=0.25),
     "whitening 0.25": replace(SHIPPED, whitening=0.25),
     "1,000 counts": replace(SHIPPED, target_sum=1000.0),
 }
-Embed = Callable[[Sequence[Cells]], list[NDArray[Any]]]
-Map = Callable[[Any, NDArray[Any]], NDArray[Any]]
-"""From (n, V) values, and the genes (V,) that were measured, to cell vectors."""
-
-
-def _removed(vectors: NDArray[Any], center: NDArray[Any]) -> Map:
-    kept = without(vectors, center)
-    return lambda x, _: x @ kept
-
-
-CENTRES: dict[str, Callable[[NDArray[Any], NDArray[Any]], Map]] = {
-    "direction of the mean cell removed": _removed,
-    "mean over the measured genes": lambda v, c: lambda x, measured: x @ v - (c * measured) @ v,
-    "mean over all genes": lambda v, c: lambda x, _: x @ v - c @ v,
-    "no centre": lambda v, c: lambda x, _: x @ v,
-    "without the first axis": lambda v, c: lambda x, _: x @ np.ascontiguousarray(v[:, 1:]),
-    "mean times its share in expressed genes": lambda v, c: lambda x, _: x @ v - np.outer((x > 0) @ c / c.sum(), c @ v),
-}
+CARD = ModelCard(name="candidate", family="scfm", title="a candidate", species="human", licence="none")
+Files = dict[str, tuple[Cells, pd.DataFrame]]
 
 
 def altered_rates(cells: Cells, seed: int, spread: float = 1.0) -> Cells:
@@ -85,13 +77,12 @@ def queries(cells: Cells) -> dict[str, list[Cells]]:
     return {
         "as it is": [cells],
         "200 counts": [cells.thinned(min(1, 200 / depth), 0)],
-        "100 counts": [cells.thinned(min(1, 100 / depth), 0)],
-        "panel 500": [cells.panel(500, seed) for seed in range(3)],
+        "panel 500": [cells.panel(500, 0)],
         "other rates": [altered_rates(cells, 0)],
     }
 
 
-def corpus(data: Path, names: GeneVocabulary, species: str = "human") -> dict[str, Cells]:
+def corpus(data: Path, names: GeneVocabulary, species: str = "human") -> Files:
     """Files of a species whose source states a licence or a publication."""
     import anndata
 
@@ -101,7 +92,7 @@ def corpus(data: Path, names: GeneVocabulary, species: str = "human") -> dict[st
         its_species, source = str(backed.obs["species"].iloc[0]), dict(backed.uns["source"])
         backed.file.close()
         if its_species == species and any("not stated" not in str(source[k])[:25] for k in ("licence", "publication")):
-            found[path.stem] = read(path, names, species=its_species)[0]
+            found[path.stem] = read(path, names, species=its_species)
     return found
 
 
@@ -112,17 +103,38 @@ def shared_labels(a: Cells, b: Cells, at_least: int = 8) -> list[Cells]:
     return [s[np.isin(s.labels, shared)] for s in sets]
 
 
-def score(
-    embeds: Sequence[Embed], files: Mapping[str, Cells], altered: Mapping[str, dict[str, list[Cells]]]
-) -> pd.Series:
+def between_groups(embed: Embed, cells: Cells, groups: NDArray[Any], at_least: int = 10) -> float:
+    """Transfer to each group of cells from all others."""
+    names, n = np.unique(cells.labels, return_counts=True)
+    kept = np.isin(cells.labels, names[n >= at_least])
+    cells, groups = cells[kept], groups[kept]
+    (x,) = embed([cells])
+    predicted = np.empty_like(cells.labels)
+    for group in np.unique(groups):
+        here = groups == group
+        predicted[here] = transfer(x[~here], cells.labels[~here], x[here])
+    return f1(cells.labels, predicted).value
+
+
+def score(embeds: Sequence[Embed], files: Files, altered: Mapping[str, dict[str, list[Cells]]]) -> pd.Series:
     """The rows of one candidate: one embedding per half."""
     rows = {
         name: {row: together(folds(embed, q["as it is"][0], x) for x in q[row]).value for row in q}
         for embed, half in zip(embeds, HALVES, strict=True)
         for name, q in [(name, altered[name]) for name in half]
     }
-    pancreas = shared_labels(*(files[name] for name in PANCREAS))
+    of_half = {name: embed for embed, half in zip(embeds, HALVES, strict=True) for name in half}
     row = pd.DataFrame(rows).T.mean()
+    row["donors"] = np.mean(
+        [
+            between_groups(of_half[name], files[name][0], files[name][1][key].astype(str).to_numpy())
+            for name, key in DONORS.items()
+        ]
+    )
+    (lines,), (others,) = altered[LINES]["as it is"], altered[LINES]["other rates"]
+    lifted = [pair(of_half[LINES], lines, others), pair(of_half[LINES], others.thinned(0.3, 0), lines)]
+    row["lines"] = together(lifted).value
+    pancreas = shared_labels(*(files[name][0] for name in PANCREAS))
     row["species"] = together([pair(embeds[0], *pancreas), pair(embeds[0], *pancreas[::-1])]).value
     row["mean"] = row.mean()
     return row
@@ -132,47 +144,37 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with corpus/")
-    data = parser.parse_args().data
+    parser.add_argument("--recipes", nargs="*", default=[*RECIPES], choices=[*RECIPES])
+    args = parser.parse_args()
     names = coding_vocabulary("human")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", genes.CoverageWarning)
-        human = corpus(data, names)
-        mouse = corpus(data, names, "mouse")
+        human, mouse = corpus(args.data, names), corpus(args.data, names, "mouse")
     files = {**human, **mouse}
-    altered = {name: queries(files[name].labelled(10)) for half in HALVES for name in half}
+    altered = {name: queries(files[name][0].labelled(10)) for half in HALVES for name in half}
 
-    def projections(recipe: ProjectionRecipe, pool: Mapping[str, Cells]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-        left_out = [{*half, *(PANCREAS if PANCREAS[0] in half else ())} for half in HALVES]
-        fits = [
-            training.fit(
-                [
-                    CellSet(log_values(c.counts, recipe.target_sum), c.measured)
-                    for name, c in pool.items()
-                    if name not in out
-                ],
-                recipe,
-            )
-            for out in left_out
-        ]
-        return [(f.vectors(recipe), f.moments.center) for f in fits]
+    def embeds(recipe: ProjectionRecipe) -> list[Embed]:
+        found = []
+        for half in HALVES:
+            out = {*half, *(PANCREAS if PANCREAS[0] in half else ())}
+            sets = [
+                CellSet(log_values(c.counts, recipe.target_sum), c.measured)
+                for name, (c, _) in human.items()
+                if name not in out
+            ]
+            fit = training.fit(sets, recipe)
+            found.append(model_embedding(projection_model(fit, sets, recipe, names, CARD)))
+        return found
 
-    def report(name: str, recipe: ProjectionRecipe, fits: list[tuple[NDArray[Any], NDArray[Any]]], centre: str) -> None:
-        maps = [CENTRES[centre](*f) for f in fits]
-        embeds = [
-            lambda sets, m=m: [m(log_values(s.counts, recipe.target_sum), s.measured) for s in sets] for m in maps
-        ]
-        print(f"{name:45}", *(f"{x:7.3f}" for x in score(embeds, files, altered)), flush=True)
+    def report(name: str, row: pd.Series) -> None:
+        print(f"| {name} |", *(f"{x:.3f} |".lstrip("0") for x in row), flush=True)
 
-    first = next(iter(CENTRES))
-    print(" " * 45, "  as is  200 c.  100 c.   panel   rates species    mean")
-    for name, recipe in RECIPES.items():
-        fits = projections(recipe, human)
-        report(name, recipe, fits, first)
-        if recipe == SHIPPED:
-            for centre in [*CENTRES][1:]:
-                report(centre, recipe, fits, centre)
-    report("with the mouse files", SHIPPED, projections(SHIPPED, files), first)
-    print(f"{'random projection':45}", *(f"{x:7.3f}" for x in score([random_projection] * 2, files, altered)))
+    head = [*queries(altered[LINES]["as it is"][0]), "donors", "lines", "species", "mean"]
+    print("| recipe |", *(f"{x} |" for x in head))
+    print("| --- |", "---: |" * len(head), flush=True)
+    for name in args.recipes:
+        report(name, score(embeds(RECIPES[name]), files, altered))
+    report("random projection", score([random_projection] * 2, files, altered))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,10 @@ from scfm.evaluation._scores import Score, macro_f1, mean_of_groups, table_score
 from scfm.evaluation._space import prepared
 from scfm.evaluation._statistics import interval, resample_cells
 from scfm.evaluation._transfer import knn_labels
+from scfm.models._bag_model import gene_vectors
 from scfm.models._registry import locate
-from scfm.training._projection import CellSet, ProjectionRecipe, extend, load_statistics, without
+from scfm.training._fit_projection import projection_model
+from scfm.training._projection import CellSet, ProjectionRecipe, extend, load_statistics
 
 N_NEIGHBORS = 15
 N_BOOT = 300
@@ -269,19 +271,18 @@ def centred(embed: Embed) -> Embed:
 
 def adapted_embedding(model: Any, folder: Path, n_axes: int = 128) -> Embed:
     """The vectors of the model fitted again to its corpus and all sets together, each a set of its own."""
-    table = model.embed_genes(kind="input").vectors[model.vocabulary.is_gene].astype(np.float64)
     recipe = ProjectionRecipe(**model.card.details["recipe"])
-    statistics = load_statistics(folder, table, recipe)
+    statistics = load_statistics(folder, gene_vectors(model).astype(np.float64), recipe)
     recipe = replace(recipe, n_axes=n_axes)
-    fits: dict[frozenset[str], NDArray[Any]] = {}
+    fits: dict[frozenset[str], Embed] = {}
 
     def embed(sets: Sequence[Cells]) -> list[NDArray[Any]]:
         of_cells = [CellSet(log_values(s.counts, recipe.target_sum), s.measured) for s in sets]
         key = frozenset(sha256(s.counts.data.tobytes() + s.counts.indices.tobytes()).hexdigest() for s in sets)
         if key not in fits:
             fit = extend(statistics, of_cells, recipe)
-            fits[key] = without(fit.vectors(recipe), fit.moments.center)
-        return [s.values @ fits[key] for s in of_cells]
+            fits[key] = model_embedding(projection_model(fit, of_cells, recipe, model.vocabulary, model.card))
+        return fits[key](sets)
 
     return embed
 

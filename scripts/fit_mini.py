@@ -28,7 +28,7 @@ OUT = ROOT / "scfm" / "models" / "data" / "scfm-mini"
 PINNED = ROOT / "tests" / "data" / "scfm_mini.npz"
 CONFIG = ROOT / "configs" / "scfm-mini.yaml"
 VERIFIED = "fitted by scfm pretrain configs/scfm-mini.yaml; a test pins its vectors; scores in MODEL_CARD.md"
-SUMMED = ("model.safetensors", "vocabulary.json", "statistics.npz", "seen.npy")
+SUMMED = ("model.safetensors", "vocabulary.json", "tokenizer.npz", "statistics.npz", "seen.npy")
 
 
 def complete(folder: Path) -> None:

@@ -77,7 +77,7 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", genes.CoverageWarning)
         files = corpus(data, model.vocabulary)
-    x = sp.vstack([log_values(cells.counts, 1e4) for cells in files.values()]).tocsr()
+    x = sp.vstack([log_values(cells.counts, 1e4) for cells, _ in files.values()]).tocsr()
     expressed = x.getnnz(axis=0) >= AT_LEAST
     ours = prepared(model.embed_genes(kind="input").vectors[model.vocabulary.is_gene])
     plain = prepared(loadings(x).astype(np.float32))

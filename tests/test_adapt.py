@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from golden_cases import case
 
 import scfm
 from scfm.errors import CheckpointError, ConfigError
+from scfm.models._bag_model import gene_vectors
 from scfm.models._registry import locate
 from scfm.training import _projection as projection
 from scfm.training._projection import CellSet, ProjectionRecipe
@@ -76,19 +79,20 @@ def test_a_gene_that_was_not_measured_is_not_a_gene_without_counts():
     hole = CellSet((whole.values @ sp.diags(measured.astype(float))).tocsr(), measured)
     moments = projection.Moments.of([made_up(0), hole])
     alone = projection.Moments.of([made_up(0)])
-    for name in ("sets", "cells", "means", "squares"):
+    for name in ("sets", "cells", "center", "squares", "usual"):
         assert getattr(moments, name)[7] == getattr(alone, name)[7]
 
 
 def test_statistics_that_ship_give_the_axes_back():
     folder, _ = locate("scfm-mini")
     model = scfm.models.load("scfm-mini")
-    table = model.embed_genes(kind="input").vectors[model.vocabulary.is_gene].astype(float)
+    table = gene_vectors(model).astype(float)
     recipe = ProjectionRecipe(**model.card.details["recipe"])
     fitted = projection.load_statistics(folder, table, recipe)
     np.testing.assert_allclose(fitted.axes.T @ fitted.axes, np.eye(recipe.n_axes), atol=1e-3)
     assert (np.diff(fitted.singular) <= 0).all()
     again = projection.without(fitted.vectors(recipe), fitted.moments.center)
+    again = again @ projection.evened(fitted, again, recipe)
     cosine = (again * table).sum() / np.linalg.norm(again) / np.linalg.norm(table)
     assert cosine > 0.9999
 
@@ -96,11 +100,33 @@ def test_statistics_that_ship_give_the_axes_back():
 def test_statistics_survive_saving(tmp_path):
     sets = [made_up(i) for i in range(3)]
     fitted = projection.fit(sets, RECIPE)
-    table = projection.finished(fitted.vectors(RECIPE), fitted.moments.center, sets)
+    table = projection.finished(fitted, RECIPE, sets)
     projection.save_statistics(tmp_path, fitted, RECIPE, table)
     again = projection.load_statistics(tmp_path, table, RECIPE)
     np.testing.assert_allclose(again.axes, fitted.axes, atol=1e-5)
     np.testing.assert_allclose(again.singular, fitted.singular)
+
+
+def test_directions_in_which_sets_differ_are_shrunk_and_the_others_stay():
+    shift = np.zeros(40)
+    shift[:20] = 0.7
+    sets = [made_up(i) for i in range(3)]
+    moved = [CellSet(sp.csr_matrix(s.values.toarray() + i * shift), s.measured) for i, s in enumerate(sets)]
+    fitted = projection.fit(moved, RECIPE)
+    plain = projection.without(fitted.vectors(RECIPE), fitted.moments.center)
+
+    def scatter(evening: float) -> tuple[float, float]:
+        """Of the sets' means, and within the sets."""
+        even = projection.evened(fitted, plain, replace(RECIPE, evening=evening))
+        x = [s.values @ plain @ even for s in moved]
+        return np.array([y.mean(0) for y in x]).var(0).sum(), float(np.mean([y.var(0).sum() for y in x]))
+
+    (far, wide), *evened = (scatter(evening) for evening in (0.0, 0.3, 3.0))
+    shares = [between / within for between, within in [(far, wide), *evened]]
+    assert shares[0] > 1.05 * shares[1] > 1.2 * shares[2]
+    assert evened[0][1] > 0.8 * wide
+    unchanged = projection.evened(fitted, plain, replace(RECIPE, evening=0.0))
+    np.testing.assert_allclose(plain @ unchanged, plain, atol=1e-8)
 
 
 def test_an_adapted_model_embeds_saves_and_loads_like_any_other(tmp_path):
@@ -108,7 +134,7 @@ def test_an_adapted_model_embeds_saves_and_loads_like_any_other(tmp_path):
     model = scfm.tl.adapt(adata, batch_key="batch", n_axes=24)
     scfm.tl.embed(adata, model, progress=False)
     vectors = adata.obsm["X_scfm_mini_adapted"]
-    assert vectors.shape == (adata.n_obs, 24)
+    assert vectors.shape == (adata.n_obs, 24 + model.card.details["recipe"]["excess_axes"])
     assert "not zero-shot" in model.card.verified
     assert model.card.details["adapted_to"]["n_sets"] == 2
     model.save_pretrained(tmp_path / "mine")

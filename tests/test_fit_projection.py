@@ -35,7 +35,7 @@ def corpus(tmp_path):
 def settings(corpus, folder, **projection):
     return {
         "corpus": {"files": [str(corpus)]},
-        "projection": {"n_axes": 8, "min_genes": 1, **projection},
+        "projection": {"n_axes": 8, "excess_axes": 4, "min_genes": 1, **projection},
         "output": {"folder": str(folder), "progress": False},
     }
 
@@ -44,7 +44,7 @@ def test_a_fitted_projection_embeds_like_any_model(corpus, tmp_path):
     model = fit_projection(settings(corpus, tmp_path / "run"))
     adata = anndata.read_h5ad(corpus / "set1.h5ad")
     scfm.tl.embed(adata, model, key_added="x", progress=False)
-    assert adata.obsm["X_x"].shape == (80, 8)
+    assert adata.obsm["X_x"].shape == (80, 12)
     assert np.isfinite(adata.obsm["X_x"]).all()
     again = adata.copy()
     scfm.tl.embed(again, tmp_path / "run" / "model", key_added="x", progress=False)
@@ -98,7 +98,7 @@ def test_the_command_says_what_it_fitted(corpus, tmp_path):
     result = CliRunner().invoke(app, ["pretrain", str(tmp_path / "config.yaml"), "--set", "projection.n_axes=5"])
     assert result.exit_code == 0, result.output
     assert "240 human cells of 3 files" in result.output
-    assert scfm.models.load(tmp_path / "run" / "model").transformer.width == 5
+    assert scfm.models.load(tmp_path / "run" / "model").transformer.width == 9
 
 
 @pytest.mark.parametrize(

@@ -57,11 +57,18 @@ def test_files_are_small() -> None:
     assert (FOLDER / "vocabulary.json").stat().st_size <= 1.5e6
 
 
-def test_embedding_is_the_weighted_sum_of_gene_vectors(model: models.FoundationModel, cells: AnnData) -> None:
+def test_embedding_is_two_weighted_sums_of_gene_vectors(model: models.FoundationModel, cells: AnnData) -> None:
+    """Over all genes, and behind it over those far above their usual value."""
     counts = cells.X.toarray().astype(np.float64)
-    values = np.log1p(model.tokenizer.target_sum * counts / counts.sum(axis=1, keepdims=True))
-    vectors = model.embed_genes(kind="input").vectors[model.vocabulary.is_gene].astype(np.float64)
-    expected = values @ vectors
+    depth = counts.sum(axis=1, keepdims=True)
+    tokenizer, genes = model.tokenizer, model.vocabulary.is_gene
+    values = np.log1p(tokenizer.target_sum * counts / depth)
+    few = np.maximum(np.log1p(tokenizer.target_sum * tokenizer.few_counts / depth), tokenizer.least)
+    excess = np.maximum(values - tokenizer.usual[genes] - few, 0)
+    assert 0 < (excess > 0).sum() < (values > 0).sum() / 2
+    vectors = model.embed_genes(kind="input").vectors[genes].astype(np.float64)
+    axes = model.transformer.terms["excess"].table.detach().numpy()[genes].astype(np.float64)
+    expected = np.concatenate([values @ vectors, excess @ axes], axis=1)
     np.testing.assert_allclose(embed(model, cells, pooling="plain"), expected, atol=1e-5)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(embed(model, cells), expected, atol=1e-5)

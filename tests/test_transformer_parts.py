@@ -177,7 +177,7 @@ bags = st.lists(st.lists(st.integers(0, 11), max_size=6), min_size=1, max_size=5
 def test_the_bag_is_the_weighted_sum_less_the_centre_of_the_measured_genes(
     bag: list[list[int]], measured: list[bool] | None
 ) -> None:
-    term = random_term(TermSpec("bag", rows=12, norm=True))
+    term = random_term(TermSpec("bag", "bag", rows=12, norm=True))
     rng = np.random.default_rng(1)
     weights = [rng.random(len(genes)).astype(np.float32) for genes in bag]
     table, center = term.table.detach().numpy(), term.center.numpy()
@@ -189,31 +189,47 @@ def test_the_bag_is_the_weighted_sum_less_the_centre_of_the_measured_genes(
     batch = pack(
         {},
         np.zeros(len(bag) + 1, np.int64),
-        bag=(
-            np.array([g for genes in bag for g in genes], np.int32),
-            np.concatenate(weights),
-            offsets_of([len(g) for g in bag]),
-        ),
+        bags={
+            "bag": (
+                np.array([g for genes in bag for g in genes], np.int32),
+                np.concatenate(weights),
+                offsets_of([len(g) for g in bag]),
+            )
+        },
         measured=None if measured is None else seen,
     )
     assert_near(term.bag(batch), torch.stack(expected))
 
 
 def test_the_bag_joins_the_first_token_of_its_cell_also_beside_cells_without_tokens() -> None:
-    terms = {"gene": TermSpec("table", rows=ROWS), "bag": TermSpec("bag", rows=12)}
+    terms = {"gene": TermSpec("table", rows=ROWS), "bag": TermSpec("bag", "bag", rows=12)}
     model = small_model(terms=terms)
     lengths = [0, 3, 0, 1, 0]
     bag = (np.arange(5, dtype=np.int32), np.ones(5, np.float32), np.arange(6))
-    batch = ragged_batch(lengths, bag=bag)
+    batch = ragged_batch(lengths, bags={"bag": bag})
     joined = model.embed_input(batch) - model.terms["gene"](batch.channels["ids"])
     expected = torch.zeros(4, WIDTH)
     expected[[0, 3]] = model.terms["bag"].bag(batch)[[1, 3]]
     assert_near(joined, expected, 1e-6)
 
 
+def test_two_bags_stand_one_behind_the_other() -> None:
+    terms = {
+        "one": TermSpec("bag", "bag", rows=12, width=WIDTH - 3),
+        "two": TermSpec("bag", "few", rows=12, width=3, start=WIDTH - 3),
+    }
+    model = small_model(terms=terms)
+    bag = (np.arange(5, dtype=np.int32), np.ones(5, np.float32), np.array([0, 2, 5]))
+    few = (np.arange(2, dtype=np.int32), np.ones(2, np.float32), np.array([0, 0, 2]))
+    batch = ragged_batch([1, 1], bags={"bag": bag, "few": few})
+    expected = torch.cat([model.terms["one"].bag(batch), model.terms["two"].bag(batch)], dim=1)
+    assert_near(model.embed_input(batch), expected, 1e-6)
+    assert not expected[0, -3:].any()
+
+
 def test_a_batch_without_the_bag_that_a_model_needs_is_named() -> None:
-    model = small_model(terms={"bag": TermSpec("bag", rows=12)})
-    with pytest.raises(ConfigError, match="holds no bag"):
+    model = small_model(terms={"bag": TermSpec("bag", "bag", rows=12)})
+    with pytest.raises(ConfigError, match="holds no bag 'bag'"):
         model(ragged_batch())
 
 
@@ -295,7 +311,7 @@ def everything() -> CellTransformer:
         "value": TermSpec("scalar", "values", mlp=MLPSpec((1, WIDTH), end=("gelu",)), optional=True),
         "gene": TermSpec("table", rows=ROWS, norm=True),
         "fixed": TermSpec("table", rows=ROWS, width=7, frozen=True, unit=True, mlp=MLPSpec((7, WIDTH))),
-        "bag": TermSpec("bag", rows=12),
+        "bag": TermSpec("bag", "bag", rows=12),
         "bins": TermSpec("bins", "values", rows=4),
     }
     stack = small_stack(norm="pre", final_norms=2, attention="performer", n_features=10, activation="gelu")
@@ -308,7 +324,7 @@ def everything() -> CellTransformer:
 def test_a_saved_model_gives_identical_results(tmp_path: Path) -> None:
     model = everything()
     bag = (np.arange(3, dtype=np.int32), np.ones(3, np.float32), np.arange(4))
-    batch = ragged_batch((3, 2, 1), bag=bag, per_cell={"domain": np.array([0, 1, 1])})
+    batch = ragged_batch((3, 2, 1), bags={"bag": bag}, per_cell={"domain": np.array([0, 1, 1])})
     model.save_pretrained(tmp_path)
     loaded, info = CellTransformer.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
     assert not any(info.values())

@@ -53,14 +53,13 @@ def to_batch(
     tokens: Tokens, device: torch.device | str = "cpu", per_cell: Collection[str] = frozenset()
 ) -> PackedBatch:
     """Tokens as one packed batch, with those arrays per cell that the model reads."""
-    bag = tokens.parts.get("bag")
     channels = {k: v for k, v in tokens.channels.items() if k != "keys"}
     return pack(
         {"ids": tokens.ids, "values": tokens.values, "positions": tokens.positions, **channels},
         tokens.offsets,
         per_cell={k: v for k, v in tokens.per_cell.items() if k in per_cell},
         keys=tokens.channels.get("keys"),
-        bag=None if bag is None or bag.values is None else (bag.ids, bag.values, bag.offsets),
+        bags={k: (v.ids, v.values, v.offsets) for k, v in tokens.parts.items() if v.values is not None},
         measured=tokens.measured,
         device=device,
     )

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from scfm import models
 from scfm.errors import ConfigError
-from scfm.models._bag_model import bag_model
+from scfm.models._bag_model import gene_vectors
 from scfm.models._registry import locate
 from scfm.models._stream import BLOCK_ROWS, Job, tokenize
 from scfm.tl._open import Opened, open_cells
 from scfm.tokenizers import BagTokenizer
-from scfm.training._projection import CellSet, ProjectionRecipe, extend, finished, load_statistics
+from scfm.training._fit_projection import projection_model
+from scfm.training._projection import CellSet, ProjectionRecipe, extend, load_statistics
 
 log = logging.getLogger("scfm")
 MOST_SETS = 50
@@ -58,7 +59,7 @@ def adapt(
         Column of ``obs``: cells measured together, each set centred by itself while fitting. The vectors of cells are not
         centred by batch; `scfm.tl.align` does that.
     n_axes
-        Length of a vector.
+        Axes that are fitted; a vector has those for genes far above their usual value behind them.
     max_cells
         Cells of a set that are used; None: as many as of a file of the corpus.
     layer, use_raw, gene_key, gene_matching, orthologues
@@ -89,7 +90,7 @@ def adapt(
     >>> model = scfm.tl.adapt(adata)
     >>> scfm.tl.embed(adata, model, progress=False)
     >>> adata.obsm["X_scfm_mini_adapted"].shape
-    (700, 128)
+    (700, 192)
     """
     if not isinstance(model, (str, Path)):
         raise ConfigError("adapt needs the name or folder of a model, because its statistics stand beside the weights")
@@ -106,13 +107,12 @@ def adapt(
         orthologues=orthologues,
     )
     batches = _batches(adata, batch_key)
-    table = loaded.embed_genes(kind="input").vectors[loaded.vocabulary.is_gene].astype(np.float64)
+    table = gene_vectors(loaded).astype(np.float64)
     projection = load_statistics(folder, table, _recipe(loaded, table.shape[1], None, seed))
     sets, prints = _read(opened, batches, recipe)
     extended = extend(projection, sets, recipe)
     if extended.axes.shape[1] < n_axes:
         raise ConfigError(f"n_axes={n_axes}: these cells and the corpus span {extended.axes.shape[1]} axes only")
-    vectors = finished(extended.vectors(recipe), extended.moments.center, (s.sample(recipe) for s in sets))
     n_cells = sum(s.values.shape[0] for s in sets)
     log.info("%s: fitted to %d cells in %d sets and the statistics of its corpus", loaded.card.name, n_cells, len(sets))
     card = replace(
@@ -127,7 +127,7 @@ def adapt(
             "adapted_to": {"n_cells": n_cells, "n_sets": len(sets)},
         },
     )
-    adapted = bag_model(vectors, loaded.vocabulary, recipe.target_sum, card)
+    adapted = projection_model(extended, sets, recipe, loaded.vocabulary, card)
     adapted.seen = None if loaded.seen is None else np.union1d(loaded.seen, prints)
     return adapted
 

@@ -16,7 +16,7 @@ from scfm.genes import GeneVocabulary
 from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._cells import Slots, gather, keys
 from scfm.tokenizers._context import resolve_context
-from scfm.tokenizers._edits import put_in_front
+from scfm.tokenizers._edits import put_in_front, select
 from scfm.tokenizers._layout import special_ids, statistics
 from scfm.tokenizers._tokens import Tokens
 
@@ -39,15 +39,31 @@ class BagTokenizer(Tokenizer):
         Token names, with the role ``"cls"``.
     target_sum
         Counts per cell after normalisation.
+    usual
+        (V,) value of each gene that is nothing special; None: there is no list of genes above it.
+    few_counts, least
+        What a gene must be above its usual value by, at least: the value of so many counts of the cell, so that no gene
+        stands out by a count or two, and this value.
     """
 
     vocabulary: GeneVocabulary
     target_sum: float = 10_000.0
+    usual: NDArray[np.float32] | None = None
+    few_counts: float = 2.0
+    least: float = 0.5
 
     def __post_init__(self) -> None:
         special_ids(self.vocabulary, {"cls": 0.0})
         if not self.target_sum > 0:
             raise TokenizerError(f"target_sum is {self.target_sum}, expected a number of counts above 0")
+        if self.usual is None:
+            return
+        object.__setattr__(self, "usual", np.asarray(self.usual, dtype=np.float32))
+        if np.shape(self.usual) != (len(self.vocabulary),):
+            raise TokenizerError(
+                f"usual has the shape {np.shape(self.usual)}, the vocabulary {len(self.vocabulary)} names; one value each is "
+                "needed"
+            )
 
     def __repr__(self) -> str:
         return f"BagTokenizer({int(self.vocabulary.is_gene.sum()):,} genes, log1p of counts per {self.target_sum:,g})"
@@ -63,8 +79,9 @@ class BagTokenizer(Tokenizer):
     ) -> Tokens:
         """Tokens of the cells of one block; nothing is random (see `Tokenizer.tokenize_block`).
 
-        ``parts["bag"]`` holds the expressed genes of each cell and their values, ``per_cell["fingerprint"]`` a number
-        (uint64) made of its pairs of gene and count, by which a cell is known again.
+        ``parts["bag"]`` holds the expressed genes of each cell and their values, ``parts["excess"]`` those of them above
+        their usual value, and by how much; ``per_cell["fingerprint"]`` a number (uint64) made of its pairs of gene and
+        count, by which a cell is known again.
         """
         resolve_context({}, context or {}, block.n_cells)
         slots = Slots.of(match, self.vocabulary)
@@ -76,21 +93,30 @@ class BagTokenizer(Tokenizer):
             vocabulary=self.vocabulary,
         )
         ids, _ = special_ids(self.vocabulary, {"cls": 0.0})
-        return Tokens(
+        made = Tokens(
             ids=np.repeat(ids, block.n_cells),
             offsets=np.arange(block.n_cells + 1, dtype=np.int64),
             per_cell={
                 **statistics(cells, cells.lengths, np.zeros(block.n_cells)),
+                "depth": cells.depth.astype(np.float64),
                 "fingerprint": keys(cells, bag.ids, 0),
             },
-            parts={"bag": bag},
             vocabulary=self.vocabulary,
         )
+        return self._with(made, bag)
 
     def overexpress(self, tokens: Tokens, genes: NDArray[np.integer[Any]]) -> Tokens:
         """The genes at the highest value of the cell."""
-        bag = put_in_front(tokens.parts["bag"], genes, self.vocabulary.is_gene)
-        return replace(tokens, parts={**tokens.parts, "bag": bag})
+        return self._with(tokens, put_in_front(tokens.parts["bag"], genes, self.vocabulary.is_gene))
+
+    def _with(self, tokens: Tokens, bag: Tokens) -> Tokens:
+        """The tokens with these genes as their bag, and with those of them that are above their usual value."""
+        if self.usual is None:
+            return replace(tokens, parts={"bag": bag})
+        few = np.log1p(self.target_sum * self.few_counts / np.maximum(tokens.per_cell["depth"], 1.0))
+        excess = _excess(bag.offsets, bag.ids, bag.values, self.usual, np.maximum(few, self.least).astype(np.float32))
+        above = replace(select(bag, excess > 0), values=excess[excess > 0])
+        return replace(tokens, parts={"bag": bag, "excess": above})
 
 
 @njit(nogil=True, cache=True)
@@ -110,3 +136,13 @@ def _log_values(offsets, counts, depth, target_sum):  # type: ignore[no-untyped-
             else:
                 values[k] = np.log1p(target_sum * x / depth[i])
     return values
+
+
+@njit(nogil=True, cache=True)
+def _excess(offsets, ids, values, usual, least):  # type: ignore[no-untyped-def]
+    """(E,) float32 by how much each value is above its gene's usual one and what its cell asks for beyond; 0 below."""
+    out = np.empty(len(ids), np.float32)
+    for i in range(len(offsets) - 1):
+        for k in range(offsets[i], offsets[i + 1]):
+            out[k] = max(values[k] - usual[ids[k]] - least[i], np.float32(0.0))
+    return out

@@ -17,12 +17,20 @@ from scfm import counts, genes
 from scfm.errors import ConfigError
 from scfm.genes import GeneVocabulary
 from scfm.models import FoundationModel, ModelCard
-from scfm.models._bag_model import bag_model
+from scfm.models._bag_model import BAG, EXCESS, bag_model, gene_vectors
 from scfm.tokenizers import BagTokenizer
 from scfm.training._config import CorpusConfig, build, read_entries
 from scfm.training._corpus import Corpus
 from scfm.training._files import alone_in, check_space, new_folder
-from scfm.training._projection import CellSet, ProjectionRecipe, finished, fit, save_statistics
+from scfm.training._projection import (
+    CellSet,
+    Projection,
+    ProjectionRecipe,
+    finished,
+    fit,
+    random_axes,
+    save_statistics,
+)
 
 log = logging.getLogger("scfm")
 MODEL = "model"
@@ -123,19 +131,39 @@ def fit_projection(config: ProjectionConfig | Mapping[str, Any], corpus: Corpus 
         fitted = fit(sets, recipe)
         if len(fitted.singular) < recipe.n_axes:
             raise ConfigError(f"these cells span {len(fitted.singular)} axes only, {recipe.n_axes} were asked for")
-        table = finished(fitted.vectors(recipe), fitted.moments.center, (s.sample(recipe) for s in sets))
-        model = bag_model(
-            table,
-            vocabulary,
-            recipe.target_sum,
-            _card(settings, source, sets, int(np.count_nonzero(table.any(axis=1)))),
-        )
+        model = projection_model(fitted, sets, recipe, vocabulary, _card(settings, source, sets, fitted))
         model.transformer.half()
         model.seen = np.unique(np.concatenate(prints))
         with new_folder(out / MODEL) as partial:
             model.save_pretrained(partial)
-            save_statistics(partial, fitted, recipe, table)
+            save_statistics(partial, fitted, recipe, gene_vectors(model))
     return FoundationModel.from_pretrained(out / MODEL)
+
+
+def projection_model(
+    fitted: Projection, sets: Sequence[CellSet], recipe: ProjectionRecipe, vocabulary: GeneVocabulary, card: ModelCard
+) -> FoundationModel:
+    """A fit as a model.
+
+    Parameters
+    ----------
+    fitted, recipe
+        What was learnt, and how.
+    sets
+        Cells that give the vectors their length.
+    vocabulary
+        Genes in the order of the fit, and the role ``"cls"``.
+    card
+        What is known of it.
+    """
+    tables = {BAG: finished(fitted, recipe, (s.sample(recipe) for s in sets))}
+    if not recipe.excess_axes:
+        return bag_model(tables, BagTokenizer(vocabulary, recipe.target_sum), card)
+    tables[EXCESS] = random_axes(len(tables[BAG]), recipe)
+    usual = np.zeros(len(vocabulary), dtype=np.float32)
+    usual[np.flatnonzero(vocabulary.is_gene)] = fitted.moments.usual
+    tokenizer = BagTokenizer(vocabulary, recipe.target_sum, usual, recipe.few_counts, recipe.least)
+    return bag_model(tables, tokenizer, card)
 
 
 def coding_vocabulary(species: str) -> GeneVocabulary:
@@ -189,18 +217,20 @@ def _read(
     return CellSet(sp.vstack(parts).tocsr(), match.measured[:n_genes]), np.concatenate(prints)
 
 
-def _card(settings: ProjectionConfig, corpus: Corpus, sets: Sequence[CellSet], n_genes: int) -> ModelCard:
+def _card(settings: ProjectionConfig, corpus: Corpus, sets: Sequence[CellSet], fitted: Projection) -> ModelCard:
     stated = [dict(_stated(file.path)) for file in corpus.files]
     files = {
         file.name: {"n_cells": s.values.shape[0], **about}
         for file, s, about in zip(corpus.files, sets, stated, strict=True)
     }
     n_cells = sum(s.values.shape[0] for s in sets)
+    n_genes = int(np.count_nonzero(fitted.axes.any(axis=1)))
     return ModelCard(
         name=settings.output.name or Path(settings.output.folder).name,
         family="scfm",
         title=settings.output.title,
-        parameters=(len(coding_vocabulary(settings.species)) - 1) * settings.projection.n_axes,
+        parameters=(len(coding_vocabulary(settings.species)) - 1)
+        * (settings.projection.n_axes + settings.projection.excess_axes),
         species=settings.species,
         licence=settings.output.licence,
         data=f"{n_cells:,} {settings.species} cells of {len(files)} files",

@@ -2,6 +2,9 @@
 
 A cell's vector is the sum of the vectors of its genes, each times the gene's value. What the fit needs of its data is
 small (`Projection`), so that it can be taken up again with further cells.
+
+Such vectors know what varied in the data sets, and nothing else. Behind them stands a second sum, over the genes that a cell
+expresses far above their usual value, on random axes (`random_axes`): what the fit has never seen is not lost.
 """
 
 from __future__ import annotations
@@ -42,8 +45,14 @@ class ProjectionRecipe:
         Scaled values are cut there while fitting.
     whitening
         Each axis is divided by its singular value to this power.
+    evening
+        How much the directions are shrunk in which sets differ (`evened`).
+    excess_axes, excess_weight
+        Number of random axes for genes far above their usual value, and their weight against the others.
+    few_counts, least
+        See `scfm.tokenizers.BagTokenizer`.
     seed
-        Of the sample of cells and of the decomposition.
+        Of the sample of cells, of the decomposition and of the random axes.
     """
 
     n_axes: int = 192
@@ -55,6 +64,11 @@ class ProjectionRecipe:
     weighting: float = 0.5
     clip: float = 10.0
     whitening: float = 0.5
+    evening: float = 0.3
+    excess_axes: int = 64
+    excess_weight: float = 0.2
+    few_counts: float = 2.0
+    least: float = 0.5
     seed: int = 0
 
 
@@ -87,17 +101,14 @@ class Moments:
 
     Parameters
     ----------
-    n_sets
-        Number of sets.
     sets, cells
         (V,) sets that measured the gene, and cells of these.
     means
-        (V,) sum of the sets' means.
+        (n_sets, V) mean of each set; 0 for genes that it did not measure.
     squares
         (V,) squared deviations from the mean of the own set, summed.
     """
 
-    n_sets: int
     sets: NDArray[np.float64]
     cells: NDArray[np.float64]
     means: NDArray[np.float64]
@@ -112,26 +123,34 @@ class Moments:
         sizes = np.array([[s.values.shape[0]] for s in sets])
         within = (squares - sizes * means**2).clip(0) * measured
         return cls(
-            len(sets),
             measured.sum(axis=0).astype(float),
             (sizes * measured).sum(axis=0).astype(float),
-            (means * measured).sum(axis=0),
+            means * measured,
             within.sum(axis=0),
         )
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
-            self.n_sets + other.n_sets,
             self.sets + other.sets,
             self.cells + other.cells,
-            self.means + other.means,
+            np.concatenate([self.means, other.means]),
             self.squares + other.squares,
         )
 
     @property
+    def n_sets(self) -> int:
+        """Number of sets."""
+        return len(self.means)
+
+    @property
     def center(self) -> NDArray[np.float64]:
         """(V,) mean of the means of the sets that measured a gene; 0 where none did."""
-        return self.means / np.maximum(self.sets, 1)
+        return np.asarray(self.means.sum(axis=0) / np.maximum(self.sets, 1))
+
+    @property
+    def usual(self) -> NDArray[np.float32]:
+        """(V,) highest mean of a gene in any set."""
+        return np.asarray(self.means.max(axis=0), dtype=np.float32)
 
     def power_of_deviation(self, exponent: float) -> NDArray[np.float64]:
         """(V,) pooled standard deviation within sets to a power; 0 for genes that do not vary."""
@@ -194,12 +213,14 @@ def extend(projection: Projection, sets: Sequence[CellSet], recipe: ProjectionRe
     return _decompose(moments, kept, parts, recipe, chunked=True)
 
 
-def finished(vectors: NDArray[np.float64], center: NDArray[np.float64], sets: Iterable[CellSet]) -> NDArray[np.float64]:
-    """Gene vectors without the direction of the mean cell, at a median length of 1 for a cell of the sets.
+def finished(projection: Projection, recipe: ProjectionRecipe, sets: Iterable[CellSet]) -> NDArray[np.float64]:
+    """Gene vectors (V, n_axes) as a model has them, at a median length of 1 for a cell of the sets.
 
-    A cell's vector then needs no centre: it is a weighted sum over the genes that the cell expresses.
+    Without the direction of the mean cell, so that a cell's vector needs no centre: it is a weighted sum over the genes
+    that the cell expresses.
     """
-    vectors = without(vectors, center)
+    vectors = without(projection.vectors(recipe), projection.moments.center)
+    vectors = vectors @ evened(projection, vectors, recipe)
     lengths = [np.linalg.norm(s.values @ vectors, axis=1) for s in sets]
     return vectors / np.median(np.concatenate(lengths))
 
@@ -208,6 +229,35 @@ def without(vectors: NDArray[np.float64], center: NDArray[np.float64]) -> NDArra
     """Gene vectors (V, d) less their part along the vector of one cell with the values ``center`` (V,)."""
     middle = center @ vectors
     return vectors - np.outer(vectors @ middle, middle) / (middle @ middle)
+
+
+def evened(projection: Projection, vectors: NDArray[np.float64], recipe: ProjectionRecipe) -> NDArray[np.float64]:
+    """The map (n_axes, n_axes) after which sets differ less.
+
+    In a direction in which the means of sets scatter r times as much as the cells of a set, vectors are divided by the
+    root of 1 + ``evening`` r: most where assays and studies differ, little where cells do. The directions are those of the
+    generalised eigenproblem of the scatter between sets and that within, as in linear discriminant analysis.
+    """
+    from scipy.linalg import eigh
+
+    moments = projection.moments
+    scale = moments.power_of_deviation(-recipe.scaling)
+    back = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0)
+    axes, singular = projection.axes[:, : recipe.n_axes], projection.singular[: recipe.n_axes]
+    cells = (axes * back[:, None]).T @ vectors * singular[:, None] / np.sqrt(moments.cells.max())
+    within = cells.T @ cells
+    within += 1e-6 * np.trace(within) / len(within) * np.eye(len(within))
+    means = moments.means @ vectors
+    means -= means.mean(axis=0)
+    ratios, basis = eigh(means.T @ means / len(means), within)
+    # basis.T @ within @ basis is the unit matrix
+    return np.asarray(basis / np.sqrt(1 + recipe.evening * ratios.clip(0)) @ basis.T @ within)
+
+
+def random_axes(n_genes: int, recipe: ProjectionRecipe) -> NDArray[np.float64]:
+    """(n_genes, excess_axes) vectors of genes far above their usual value: one direction for each, drawn from a seed."""
+    draws = np.random.default_rng(recipe.seed).standard_normal((n_genes, recipe.excess_axes))
+    return draws * (recipe.excess_weight / np.sqrt(max(recipe.excess_axes, 1)))
 
 
 def _scaled(cells: CellSet, moments: Moments, kept: NDArray[np.int64], recipe: ProjectionRecipe) -> NDArray[np.float32]:
@@ -236,7 +286,7 @@ def _decompose(
     else:
         rows = np.concatenate(parts)
     singular, axes = _truncated_svd(rows, min(recipe.n_axes, *rows.shape), recipe.seed)
-    out = np.zeros((len(moments.means), axes.shape[1]))
+    out = np.zeros((len(moments.squares), axes.shape[1]))
     out[kept] = axes
     return Projection(moments, out, singular)
 
@@ -257,27 +307,29 @@ def _truncated_svd(x: NDArray[np.float32], k: int, seed: int) -> tuple[NDArray[n
 
 
 def save_statistics(
-    folder: str | Path, projection: Projection, recipe: ProjectionRecipe, table: NDArray[np.float64]
+    folder: str | Path, projection: Projection, recipe: ProjectionRecipe, table: NDArray[np.floating]
 ) -> None:
     """Write what the finished table (V, n_axes) does not say of the fit it came from.
 
-    The axes follow from the table, except for the direction of the mean cell, which is stored.
+    The axes follow from the table, except for the direction of the mean cell, which is stored, and the map of `evened`.
     """
     vectors, m = projection.vectors(recipe), projection.moments
     middle = m.center @ vectors
     middle /= np.linalg.norm(middle)
-    length = np.linalg.norm(without(vectors, m.center)) / np.linalg.norm(table)
+    plain = without(vectors, m.center)
+    even = evened(projection, plain, recipe)
+    length = np.linalg.norm(plain @ even) / np.linalg.norm(table)
     np.savez_compressed(
         Path(folder) / STATISTICS_FILE,
-        n_sets=m.n_sets,
         sets=m.sets.astype(np.uint16),
         cells=m.cells.astype(np.uint32),
-        means=m.means.astype(np.float32),
+        means=m.means.astype(np.float16),
         squares=m.squares.astype(np.float32),
         singular=projection.singular,
         middle=middle,
         along=(vectors @ middle).astype(np.float32),
         length=length,
+        even=even.astype(np.float32),
     )
 
 
@@ -301,8 +353,9 @@ def load_statistics(folder: str | Path, table: NDArray[np.floating], recipe: Pro
         raise CheckpointError(
             f"{file} is of a table of {len(s['along'])} genes and {len(s['singular'])} axes, the model has {table.shape}"
         )
-    moments = Moments(int(s["n_sets"]), *(s[name].astype(float) for name in ("sets", "cells", "means", "squares")))
-    vectors = table * float(s["length"]) + np.outer(s["along"], s["middle"])
+    moments = Moments(*(s[name].astype(float) for name in ("sets", "cells", "means", "squares")))
+    plain = np.linalg.solve(s["even"].astype(float).T, table.T * float(s["length"])).T
+    vectors = plain + np.outer(s["along"], s["middle"])
     weight = moments.power_of_deviation(-recipe.weighting)
     axes = vectors * s["singular"] ** recipe.whitening / np.where(weight > 0, weight, 1)[:, None]
     return Projection(moments, axes, s["singular"])

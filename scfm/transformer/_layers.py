@@ -145,19 +145,20 @@ class Term(nn.Module):
         return out if self.spec.scale == 1.0 else out * self.spec.scale
 
     def bag(self, batch: PackedBatch) -> Tensor:
-        """The weighted sum over each cell's expressed genes, less the centre of the measured ones: (n, width)."""
-        if batch.bag is None or batch.bag_segments is None:
+        """The weighted sum over a cell's list of genes, less the centre of the measured ones: (n, width)."""
+        name = self.spec.channel
+        if name not in batch.bags:
             raise ConfigError(
-                "the batch holds no bag of expressed genes, which this model reads; pass bag= to pack, or tokenize with "
-                "the model's own tokenizer"
+                f"the batch holds no bag {name!r} of expressed genes, which this model reads; pass bags= to pack, or "
+                "tokenize with the model's own tokenizer"
             )
-        offsets = torch.as_tensor(batch.bag_segments.offsets[:-1]).to(batch.device)
+        bag = batch.bags[name]
         out = F.embedding_bag(
-            batch.bag["ids"].long(),
+            bag.ids.long(),
             self.table,
-            offsets,
+            bag.offsets[:-1],
             mode="sum",
-            per_sample_weights=batch.bag["values"].to(self.table.dtype),
+            per_sample_weights=bag.values.to(self.table.dtype),
         )
         center = self.center if batch.measured is None else self.center * batch.measured
         return self._finish(out - center.to(self.table.dtype) @ self.table)

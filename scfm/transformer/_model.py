@@ -144,7 +144,9 @@ class CellTransformer(PreTrainedModel):
         for name, term in self.terms.items():
             if specs[name].source == "bag":
                 first, cells = batch.segments.first
-                x = x.index_add(0, first, term.bag(batch).to(x.dtype)[cells])  # type: ignore[operator]
+                part = term.bag(batch).to(x.dtype)[cells]  # type: ignore[operator]
+                start = specs[name].start
+                x = x.index_add(0, first, F.pad(part, (start, self.width - start - part.shape[1])))
         if self.config.domains:
             domain = self._per_cell(batch, self.config.domain_channel).long()[batch.segments.cell]
             x = (x - self.domain_mean[domain]) / (self.domain_var[domain] + self.config.domain_eps).sqrt()

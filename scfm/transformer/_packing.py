@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,6 +83,14 @@ class Segments:
         return Segments(kept[self.offsets].astype(np.int64), self.device)
 
 
+class Bag(NamedTuple):
+    """Genes (E,) of all cells with their values (E,), and the first of each cell in ``offsets`` (n + 1,)."""
+
+    ids: Tensor
+    values: Tensor
+    offsets: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
     """Tokens of several cells on one axis.
@@ -98,8 +106,8 @@ class PackedBatch:
         of each cell's first token.
     keys
         (T,) bool, False = the token is a query only: it sees its cell and nobody sees it. None: all are keys.
-    bag, bag_segments
-        ``ids`` and ``values`` of all expressed genes, and their own segments.
+    bags
+        Further ragged lists of genes over the same cells, by name.
     measured
         (V,) bool, vocabulary genes that the data set measured.
     """
@@ -108,8 +116,7 @@ class PackedBatch:
     segments: Segments
     per_cell: Mapping[str, Tensor] = field(default_factory=dict)
     keys: Tensor | None = None
-    bag: Mapping[str, Tensor] | None = None
-    bag_segments: Segments | None = None
+    bags: Mapping[str, Bag] = field(default_factory=dict)
     measured: Tensor | None = None
 
     @property
@@ -142,8 +149,7 @@ class PackedBatch:
             segments=Segments(self.segments.offsets, device),
             per_cell={k: move(v) for k, v in self.per_cell.items()},
             keys=None if self.keys is None else move(self.keys),
-            bag=None if self.bag is None else {k: move(v) for k, v in self.bag.items()},
-            bag_segments=None if self.bag_segments is None else Segments(self.bag_segments.offsets, device),
+            bags={name: Bag(*map(move, bag)) for name, bag in self.bags.items()},
             measured=None if self.measured is None else move(self.measured),
         )
 
@@ -154,7 +160,7 @@ def pack(
     *,
     per_cell: Mapping[str, NDArray[Any]] | None = None,
     keys: NDArray[np.bool_] | None = None,
-    bag: tuple[NDArray[Any], NDArray[Any], NDArray[np.integer[Any]]] | None = None,
+    bags: Mapping[str, tuple[NDArray[Any], NDArray[Any], NDArray[np.integer[Any]]]] | None = None,
     measured: NDArray[np.bool_] | None = None,
     device: torch.device | str = "cpu",
 ) -> PackedBatch:
@@ -168,8 +174,8 @@ def pack(
         (n + 1,) first token of each cell, and the end.
     per_cell, keys, measured
         See `PackedBatch`.
-    bag
-        Ids, weights and offsets of a second ragged list over the same cells.
+    bags
+        Ids, values and offsets of further ragged lists over the same cells, by name.
     device
         Where the tensors go.
     """
@@ -180,8 +186,12 @@ def pack(
         segments=Segments(np.asarray(offsets, dtype=np.int64), host),
         per_cell={k: torch.as_tensor(v) for k, v in (per_cell or {}).items()},
         keys=None if keys is None else torch.as_tensor(keys),
-        bag=None if bag is None else {"ids": torch.as_tensor(bag[0]), "values": torch.as_tensor(bag[1])},
-        bag_segments=None if bag is None else Segments(np.asarray(bag[2], dtype=np.int64), host),
+        bags={
+            name: Bag(
+                torch.as_tensor(ids), torch.as_tensor(values), torch.as_tensor(np.asarray(starts, dtype=np.int64))
+            )
+            for name, (ids, values, starts) in (bags or {}).items()
+        },
         measured=None if measured is None else torch.as_tensor(measured),
     )
     return batch.to(device)

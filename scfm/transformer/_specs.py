@@ -92,9 +92,10 @@ class TermSpec(Spec):
     source
         ``table``: a row of a look-up table; ``scalar``: an MLP on a number;
         ``bins``: a number softly spread over learned bins; ``bag``: a weighted sum of table rows
-        over all expressed genes, added to the first token of the cell.
+        over a further list of genes, added to the first token of the cell.
     channel
-        Which array of the batch feeds it: ``ids``, ``values``, ``positions`` or an extra channel.
+        Which array of the batch feeds it: ``ids``, ``values``, ``positions`` or an extra channel; of a ``bag``, which
+        list of genes.
     rows, width
         Of the table (width: the transformer's where None).
     frozen
@@ -113,6 +114,8 @@ class TermSpec(Spec):
         Weight of the first activation in ``bins``.
     optional
         Tokens may lack the term: id -1 or value NaN.
+    start
+        First column of the token's vector that a ``bag`` is added to.
     """
 
     source: Literal["table", "scalar", "bins", "bag"]
@@ -128,6 +131,7 @@ class TermSpec(Spec):
     clip: float | None = None
     alpha: float = 1.0
     optional: bool = False
+    start: int = 0
 
     def __post_init__(self) -> None:
         self._one_of("source", ("table", "scalar", "bins", "bag"))

@@ -107,8 +107,7 @@ class Writer:
             segments=Segments(np.arange(n + 1, dtype=np.int64), device),
             per_cell={name: x for name, x in self.given.per_cell.items() if name != "prompt"},
             keys=None,
-            bag=None,
-            bag_segments=None,
+            bags={},
         )
 
     def _catch_up(self) -> None:
