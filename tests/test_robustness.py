@@ -430,15 +430,14 @@ def test_baselines_keep_unmeasured_genes_at_their_mean(adata: AnnData) -> None:
     np.testing.assert_allclose(fitted.project(adata.X, ~nothing), fitted.cells, atol=1e-4)
 
 
-def test_centring_moves_every_batch_to_the_same_mean(adata: AnnData) -> None:
+def test_centring_moves_the_mean_of_every_batch_to_the_origin(adata: AnnData) -> None:
     own = adata.copy()
     own.obsm["X"] = np.random.default_rng(0).normal(size=(own.n_obs, 3)) + (own.obs["assay"] == "a").to_numpy()[:, None]
     own.obsm["X"][0] = np.nan
     assert scfm.tl.align(own, "X", "assay") is None
     x = own.obsm["X_center"]
-    means = [np.nanmean(x[(own.obs["assay"] == a).to_numpy()], axis=0) for a in "ab"]
-    np.testing.assert_allclose(*means, atol=1e-5)
-    np.testing.assert_allclose(np.nanmean(x, axis=0), np.nanmean(own.obsm["X"], axis=0), atol=1e-5)
+    for assay in "ab":
+        np.testing.assert_allclose(np.nanmean(x[(own.obs["assay"] == assay).to_numpy()], axis=0), 0, atol=1e-5)
     assert np.isnan(x[0]).all()
     copied = scfm.tl.align(own, "X", "assay", key_added="Y", copy=True)
     assert copied is not None

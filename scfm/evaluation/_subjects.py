@@ -287,7 +287,7 @@ def aligned(x: NDArray[Any], batch: Codes, method: str, seed: int = 0) -> Vector
     batch
         (n,) codes.
     method
-        ``center``: each batch's mean is subtracted, the mean of all cells added; ``harmony``: see `harmony`.
+        ``center``: each batch's mean is subtracted, so that directions are seen from there; ``harmony``: see `harmony`.
     seed
         Of Harmony.
     """
@@ -296,10 +296,9 @@ def aligned(x: NDArray[Any], batch: Codes, method: str, seed: int = 0) -> Vector
     if method == "harmony":
         out[there] = harmony(out[there], batch[there], seed)
         return out
-    overall = out[there].mean(axis=0)
     for code in np.unique(batch[there]):
         here = there & (batch == code)
-        out[here] += overall - out[here].mean(axis=0)
+        out[here] -= out[here].mean(axis=0)
     return out
 
 

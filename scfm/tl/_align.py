@@ -25,9 +25,9 @@ def align(
 ) -> AnnData | None:
     """Write a copy of an embedding in which batches differ less.
 
-    Centring subtracts each batch's mean (and adds the mean of all cells). It is right where batches hold the same cell
-    types in like shares, and wrong where they do not: it then moves cell types of one batch onto others of the next.
-    `scfm.tl.robustness` shows the corrected embedding beside the uncorrected one.
+    Centring subtracts each batch's mean, so that cosines are those of directions from there. It is right where batches
+    hold the same cell types in like shares, and wrong where they do not: it then moves cell types of one batch onto
+    others of the next. `scfm.tl.robustness` shows the corrected embedding beside the uncorrected one.
 
     Parameters
     ----------
