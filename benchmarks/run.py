@@ -14,6 +14,7 @@ import torch
 
 BENCHMARKS = (
     "bench_tokenize",
+    "bench_mini",
     "bench_embed",
     "bench_families",
     "bench_writing",
