@@ -170,6 +170,22 @@ def test_the_built_in_model_edits_its_bag():
     assert (tokens.parts["bag"].lengths == model.tokenize(adata).parts["bag"].lengths - 1).all()
 
 
+def test_what_is_far_above_its_usual_value_follows_the_edits_of_the_bag():
+    model = scfm.models.load("scfm-mini")
+    gene = int(np.flatnonzero(model.vocabulary.is_gene)[7])
+    counts = np.zeros((2, len(model.vocabulary)), np.float32)
+    counts[:, gene + 1 : gene + 200] = 1
+    counts[0, gene] = counts[1, gene + 3] = 400
+    names = np.array(model.vocabulary.names)
+    kept = model.vocabulary.is_gene
+    tokens = model.tokenize(anndata.AnnData(counts[:, kept], var=pd.DataFrame(index=names[kept])))
+    assert tokens.parts["excess"].ids.tolist() == [gene, gene + 3]
+    assert remove(tokens, np.array([gene])).parts["excess"].ids.tolist() == [gene + 3]
+    raised = model.tokenizer.overexpress(tokens, np.array([gene])).parts["excess"]
+    assert raised.ids.tolist() == [gene, gene, gene + 3]
+    assert (raised.values > 0).all()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [

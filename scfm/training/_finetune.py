@@ -70,11 +70,7 @@ def finetune(
         Where counts, genes and context are: fields of `Corpus`.
     """
     fit = fit or FitSettings()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ConfigError("fine-tuning runs in one process, on one GPU; start it without torchrun")
-    require("sklearn", "linear probes need scikit-learn", "train")
-    if METHODS.get(method, METHODS["head"]).moves:
-        check_installed()
+    check_ready(method)
     tuning = Tuning.checked(model, method, n_frozen_layers, rank, alpha, lora_dropout)
     corpus = open_cells(adata, dict(reading or {}))
     pooling = _pooling(model, pooling)
@@ -105,6 +101,23 @@ def finetune(
             result.save(folder / TUNED_FOLDER)
     warn(result)
     return result
+
+
+def check_ready(method: str) -> None:
+    """Raise where a run cannot begin.
+
+    Raises
+    ------
+    ConfigError
+        If there are several processes.
+    MissingDependencyError
+        If a library that the method needs is not installed.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("fine-tuning runs in one process, on one GPU; start it without torchrun")
+    require("sklearn", "linear probes need scikit-learn", "train")
+    if METHODS.get(method, METHODS["head"]).moves:
+        check_installed()
 
 
 def checked_folder(folder: str | Path | None) -> Path | None:

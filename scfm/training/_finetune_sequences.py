@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,21 +14,20 @@ import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from scfm.errors import CheckpointError, ConfigError, require
+from scfm.errors import CheckpointError, ConfigError
 from scfm.models._device import resolve_device
 from scfm.models._fasta import read_sequences
-from scfm.models._reading import as_state, read_settings, read_tensors
+from scfm.models._reading import as_state, read_tensors
 from scfm.models._run import to_batch, to_numpy
 from scfm.training._adapters import METHODS, Tuning, adapted, fill_in, merge, put_in
 from scfm.training._files import alone_in
-from scfm.training._finetune import checked_folder, columns_of, fitted, groups_of, told, warn
+from scfm.training._finetune import check_ready, checked_folder, columns_of, fitted, groups_of, told, warn
 from scfm.training._finetune_cells import hold_out
 from scfm.training._finetune_fit import FitSettings
 from scfm.training._finetune_objective import Labels
 from scfm.training._finetune_probe import Job
 from scfm.training._finetune_targets import ClassWeights, Target
-from scfm.training._finetuned import ABOUT, FORMAT, TUNED_FOLDER, WEIGHTS, Finetuned, card_of
-from scfm.training._prepare import check_installed
+from scfm.training._finetuned import TUNED_FOLDER, WEIGHTS, Finetuned, card_of, written
 from scfm.training._sequence_network import SequenceModel
 
 log = logging.getLogger("scfm")
@@ -93,11 +91,7 @@ class FinetunedSequences(Finetuned):
         CheckpointError
             If the base is another model than the one that was tuned, or a file is damaged.
         """
-        folder = Path(folder).expanduser()
-        folder = folder / TUNED_FOLDER if (folder / TUNED_FOLDER / ABOUT).is_file() else folder
-        about = read_settings(folder / ABOUT, ("format", "base", "tuning", "targets", "pooling", "name", "sequences"))
-        if about["format"] != FORMAT:
-            raise CheckpointError(f"{folder} has format {about['format']}, this version reads {FORMAT}; tune it again")
+        folder, about = written(folder, "sequences")
         known, reading = about["base"], about["sequences"]
         model = SequenceModel.open(
             base or known["source"],
@@ -153,11 +147,7 @@ def finetune_sequences(
 ) -> FinetunedSequences:
     """Tune a sequence model on labels; arguments as for `scfm.tl.finetune` and `scfm.tl.embed_sequences`."""
     fit = fit or FitSettings()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ConfigError("fine-tuning runs in one process, on one GPU; start it without torchrun")
-    require("sklearn", "linear probes need scikit-learn", "train")
-    if METHODS.get(method, METHODS["head"]).moves:
-        check_installed()
+    check_ready(method)
     if isinstance(target, Mapping):
         raise ConfigError("classes of genes are told by cells; for sequences name columns with classes or numbers")
     obs, letters = table_of(data), letters_of(data, sequence_key)

@@ -266,15 +266,11 @@ class Finetuned:
         CheckpointError
             If the base is another model than the one that was tuned, or a file is damaged.
         """
-        folder = Path(folder).expanduser()
-        folder = folder / TUNED_FOLDER if (folder / TUNED_FOLDER / ABOUT).is_file() else folder
-        about = read_settings(folder / ABOUT, ("format", "base", "tuning", "targets", "pooling", "reading", "name"))
+        folder, about = written(folder, "reading")
         if "sequences" in about:
             from scfm.training._finetune_sequences import FinetunedSequences
 
             return FinetunedSequences.load(folder, base)
-        if about["format"] != FORMAT:
-            raise CheckpointError(f"{folder} has format {about['format']}, this version reads {FORMAT}; tune it again")
         known = about["base"]
         model = base if isinstance(base, FoundationModel) else models.load(base or known["source"])
         model = model.for_context(about["reading"].get("context"))
@@ -290,6 +286,22 @@ class Finetuned:
         frames = [pd.DataFrame(about.pop(name, [])) for name in ("scores", "history")]
         frames = [f.infer_objects() for f in frames]
         return cls(tuned, targets, tuning, frames[0], frames[1], about, tensors)
+
+
+def written(folder: str | Path, own: str) -> tuple[Path, dict[str, Any]]:
+    """The folder itself, given that or the folder of a run, and what `Finetuned.save` told there.
+
+    Raises
+    ------
+    CheckpointError
+        If there is nothing to read, an entry is missing (``own``: that of the kind), or the format is another.
+    """
+    folder = Path(folder).expanduser()
+    folder = folder / TUNED_FOLDER if (folder / TUNED_FOLDER / ABOUT).is_file() else folder
+    about = read_settings(folder / ABOUT, ("format", "base", "tuning", "targets", "pooling", "name", own))
+    if about["format"] != FORMAT:
+        raise CheckpointError(f"{folder} has format {about['format']}, this version reads {FORMAT}; tune it again")
+    return folder, about
 
 
 def dressed(model: FoundationModel, targets: tuple[Target, ...], pooling: str | None, name: str) -> FoundationModel:
