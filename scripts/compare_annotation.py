@@ -2,6 +2,7 @@
 
     python scripts/compare_annotation.py baselines DATA OUT [--seeds 5]   # what one would fit oneself
     python scripts/compare_annotation.py ours DATA OUT [--seeds 5]        # scfm.tl.annotate
+    python scripts/compare_annotation.py scanvi DATA OUT [--seeds 1]      # scANVI, where scvi-tools is installed
     python scripts/compare_annotation.py new DATA OUT                     # each type left out of the reference
     python scripts/compare_annotation.py table OUT                        # tables in Markdown
 
@@ -15,170 +16,23 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
 import pandas as pd
+from naming_baselines import baselines, scanvi
+from naming_cases import CHEMISTRIES, MIN_CELLS, Case, cases
 from numpy.typing import NDArray
 
-import scfm
 from scfm.annotation import Annotator
-from scfm.annotation._classifiers import stratified
-from scfm.annotation._expression import gene_space, log_values, shared, variable_genes
 from scfm.evaluation import annotation_scores
 
 OURS = "scfm auto"
-MIN_CELLS = 20
 N_BOOT = 500
-CHEMISTRIES = ("1k_v2", "1k_v3", "5prime")
-LOOSE = {
-    "T": ("Naive CD4 T", "Memory CD4 T", "CD4 T", "CD8 T"),
-    "Mono": ("CD14+ Mono", "FCGR3A+ Mono"),
-}
-"""Coarse names of the sets whose fine labels are derived; other names stay."""
-SORTED = {
-    "CD4 T": (
-        "Naive CD4 T",
-        "Memory CD4 T",
-        "CD4+ T Helper2",
-        "CD4+/CD45RO+ Memory",
-        "CD4+/CD45RA+/CD25- Naive T",
-        "CD4+/CD25 T Reg",
-    ),
-    "CD8 T": ("CD8+ Cytotoxic T", "CD8+/CD45RA+ Naive Cytotoxic"),
-    "B": ("CD19+ B",),
-    "NK": ("CD56+ NK",),
-    "Mono": ("CD14+ Mono", "FCGR3A+ Mono", "CD14+ Monocyte"),
-}
-"""Names that the sorted populations and pbmc3k have in common."""
-Cells = anndata.AnnData
-
-
-@dataclass(frozen=True)
-class Case:
-    """Reference and query, or a function of a seed that gives both."""
-
-    name: str
-    kind: str
-    pair: Callable[[int], tuple[Cells, Cells]]
-
-
-def read(data: Path, name: str, names: dict[str, tuple[str, ...]] | None = None) -> Cells:
-    """A set with vectors of scfm-mini and the column ``label``."""
-    adata = anndata.read_h5ad(data / name)
-    adata.X = adata.X.astype(np.float32)
-    renamed = {fine: coarse for coarse, fines in (names or {}).items() for fine in fines}
-    adata.obs["label"] = [renamed.get(x, x) for x in adata.obs["cell_type"].astype(str)]
-    scfm.tl.embed(adata, gene_embeddings=None, progress=False)
-    return adata
-
-
-def only(adata: Cells, **conditions: str) -> Cells:
-    """Cells whose columns of obs have some values."""
-    kept = np.logical_and.reduce([(adata.obs[k].astype(str) == v).to_numpy() for k, v in conditions.items()])
-    return adata[kept].copy()
-
-
-def fixed(reference: Cells, query: Cells) -> Callable[[int], tuple[Cells, Cells]]:
-    """Seed 0: the whole reference; others: a stratified 90 % of it."""
-
-    def pair(seed: int) -> tuple[Cells, Cells]:
-        if seed == 0:
-            return reference, query
-        codes = np.unique(reference.obs["label"], return_inverse=True)[1]
-        return reference[stratified(codes, int(0.9 * reference.n_obs), seed)].copy(), query
-
-    return pair
-
-
-def halves(adata: Cells) -> Callable[[int], tuple[Cells, Cells]]:
-    """A stratified half as reference, the other as query."""
-
-    def pair(seed: int) -> tuple[Cells, Cells]:
-        codes = np.unique(adata.obs["label"], return_inverse=True)[1]
-        rows = stratified(codes, adata.n_obs // 2, seed)
-        rest = np.setdiff1d(np.arange(adata.n_obs), rows)
-        return adata[rows].copy(), adata[rest].copy()
-
-    return pair
-
-
-def cases(data: Path) -> Iterator[Case]:
-    """Every comparison."""
-    chemistries = {n: read(data, f"benchmark/pbmc_{n}.h5ad", LOOSE) for n in CHEMISTRIES}
-    for a, b in permutations(chemistries, 2):
-        yield Case(f"{a} to {b}", "chemistry", fixed(chemistries[a], chemistries[b]))
-    three = only(read(data, "benchmark/sc_mixology_3cl_celseq2_dropseq.h5ad"), demuxlet_class="SNG")
-    celseq2, dropseq = only(three, assay="CEL-seq2"), only(three, assay="Drop-seq")
-    five = read(data, "benchmark/sc_mixology_5cl_celseq2.h5ad")
-    yield Case("CEL-seq2 to Drop-seq", "cell lines", fixed(celseq2, dropseq))
-    yield Case("Drop-seq to CEL-seq2", "cell lines", fixed(dropseq, celseq2))
-    yield Case("five lines to Drop-seq", "cell lines", fixed(five, dropseq))
-    kang = read(data, "reference/kang2018_ctrl_stim.h5ad", LOOSE)
-    control, stimulated = only(kang, condition="ctrl"), only(kang, condition="stim")
-    yield Case("ctrl to stim", "condition", fixed(control, stimulated))
-    yield Case("pbmc3k to ctrl", "study", fixed(read(data, "reference/pbmc3k_labelled.h5ad", LOOSE), control))
-    zheng, pbmc = (read(data, f"reference/{n}.h5ad", SORTED) for n in ("zheng_sorted_pbmc", "pbmc3k_labelled"))
-    yield Case("sorted to pbmc3k", "same study", fixed(zheng, pbmc))
-    yield Case("pbmc14k halves", "within", halves(read(data, "reference/pbmc14k_sorted.h5ad")))
-
-
-def matrices(reference: Cells, query: Cells) -> tuple[Any, Any, list[str]]:
-    """Log expression per 10,000 counts of the genes that both measure, and their names."""
-    space = shared(gene_space(reference.var, "human", None, None), query.var, None, None)
-    out = []
-    for cells in (reference, query):
-        block = next(iter(scfm.counts.find(cells).blocks(cells.n_obs)))
-        out.append(log_values(space.counts(block, space.match(cells.var))))
-    return out[0], out[1], list(space.names)
-
-
-def regression(x: Any, labels: NDArray[Any], y: Any) -> NDArray[Any]:
-    """Logistic regression on log expression of all shared genes."""
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(max_iter=300, tol=1e-3).fit(x, labels).predict(y)
-
-
-def pca_neighbours(x: Any, labels: NDArray[Any], y: Any) -> NDArray[Any]:
-    """15 nearest neighbours on 50 principal components of 3,000 variable genes of the reference."""
-    from sklearn.decomposition import PCA
-    from sklearn.neighbors import KNeighborsClassifier
-
-    genes = variable_genes(x)
-    pca = PCA(50, random_state=0).fit(x[:, genes].toarray())
-    near = KNeighborsClassifier(15, weights="distance").fit(pca.transform(x[:, genes].toarray()), labels)
-    return near.predict(pca.transform(y[:, genes].toarray()))
-
-
-def celltypist_names(x: Any, labels: NDArray[Any], y: Any, genes: list[str]) -> NDArray[Any]:
-    """CellTypist trained on the reference, with its defaults."""
-    import celltypist
-
-    train = anndata.AnnData(x, var=pd.DataFrame(index=genes), obs=pd.DataFrame({"label": labels}))
-    test = anndata.AnnData(y, var=pd.DataFrame(index=genes))
-    model = celltypist.train(train, labels="label", check_expression=False, n_jobs=1)
-    return celltypist.annotate(test, model=model).predicted_labels["predicted_labels"].to_numpy().astype(str)
-
-
-def baselines(case: Case, seed: int) -> dict[str, NDArray[Any]]:
-    """Names by each method that one would fit oneself."""
-    reference, query = case.pair(seed)
-    labels = reference.obs["label"].to_numpy().astype(str)
-    x, y, genes = matrices(reference, query)
-    out = {
-        "LR on log expression": regression(x, labels, y).astype(str),
-        "kNN on PCA": pca_neighbours(x, labels, y).astype(str),
-    }
-    if find_spec("celltypist"):
-        out["CellTypist"] = celltypist_names(x, labels, y, genes)
-    return out
 
 
 def ours(case: Case, seed: int) -> dict[str, NDArray[Any]]:
@@ -262,10 +116,13 @@ class Scored:
     facts: dict[str, float]
 
 
-def scored(paths: list[Path]) -> Scored:
-    """Draws are over query cells (the same for all methods and, where the query is the same, all seeds) and over seeds."""
+def scored(paths: list[Path], against: str = "baselines") -> Scored:
+    """Ours in some files against what stands beside them.
+
+    Draws are over query cells (the same for all methods and, where the query is the same, all seeds) and over seeds.
+    """
     rng = np.random.default_rng(0)
-    runs = [(np.load(p), np.load(p.with_name(p.name.replace("ours_", "baselines_", 1)))) for p in paths]
+    runs = [(np.load(p), np.load(p.with_name(p.name.replace("ours_", f"{against}_", 1)))) for p in paths]
     draws: dict[str, list[NDArray[Any]]] = {}
     means: dict[str, list[float]] = {}
     ece, own, unknown, weights = [], [], [], None
@@ -302,7 +159,7 @@ def lead(means: dict[str, float], draws: NDArray[Any], other: str) -> dict[str, 
 def tables(folder: Path) -> str:
     """Means over seeds with paired intervals, calibration, and new types."""
     files = pd.Series(sorted(folder.glob("ours_*.npz")))
-    names = files.map(lambda p: p.stem.split("_seed")[0].removeprefix("ours_").replace("-to-", " to "))
+    names = files.map(lambda p: p.stem.split("_seed")[0].removeprefix("ours_"))
     every = {name: scored([*group]) for name, group in files.groupby(names)}
     rows, extra = [], []
     for name, s in every.items():
@@ -319,9 +176,27 @@ def tables(folder: Path) -> str:
                 "known cells rejected": f"{rejected:.1%}",
             }
         )
-    parts = [markdown(rows), markdown([*pooled(every)]), markdown(extra)]
+    parts = [markdown(rows), markdown([*pooled(every)]), markdown([*beside(files, names)]), markdown(extra)]
     left = [pd.read_csv(path) for path in sorted(folder.glob("left_*.csv")) if path.stat().st_size > 1]
     return "\n\n".join([*parts, *([new_type_tables(pd.concat(left))] if left else [])])
+
+
+def beside(files: pd.Series, names: pd.Series) -> Iterator[dict[str, Any]]:
+    """Ours against scANVI, on the cases and seeds that it was run on."""
+    there = files.map(lambda p: p.with_name(p.name.replace("ours_", "scanvi_", 1)).exists())
+    every = {name: scored([*group], "scanvi") for name, group in files[there].groupby(names[there])}
+    for name, s in every.items():
+        (other,) = s.leads
+        each = {m: f"{v:.3f}" for m, v in s.means.items()}
+        yield {"case": name, "seeds": s.seeds, **each, **lead(s.means, s.leads[other], other)}
+    for row in pooled(every):
+        yield {
+            "case": row["mean over"],
+            OURS: row[OURS],
+            row["other"]: row["macro F1 of the other"],
+            "difference": row["difference"],
+            "": row[""],
+        }
 
 
 def pooled(every: dict[str, Scored]) -> Iterator[dict[str, str]]:
@@ -380,7 +255,7 @@ def new_types(case: Case) -> pd.DataFrame:
 def main() -> None:
     """Run or tabulate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["baselines", "ours", "new", "table"])
+    parser.add_argument("what", choices=["baselines", "ours", "scanvi", "new", "table"])
     parser.add_argument("paths", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
@@ -392,11 +267,10 @@ def main() -> None:
     data, out = args.paths
     out.mkdir(parents=True, exist_ok=True)
     every = list(cases(data))
-    work = {"baselines": baselines, "ours": ours}.get(args.what)
+    work = {"baselines": baselines, "ours": ours, "scanvi": scanvi}.get(args.what)
     for seed in range(args.seeds if work else 1):
         for case in every:
-            name = case.name.replace(" ", "-")
-            path = out / (f"{args.what}_{name}_seed{seed}.npz" if work else f"left_{name}.csv")
+            path = out / (f"{args.what}_{case.name}_seed{seed}.npz" if work else f"left_{case.name}.csv")
             if path.exists():
                 continue
             if work:

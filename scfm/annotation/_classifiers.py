@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
 
-from scfm.errors import MissingDependencyError
+from scfm.errors import require
 
 Codes = NDArray[np.int64]
 Vectors = NDArray[np.float32]
-EXTRA = "pip install 'scfm[annotate]'"
 N_NEIGHBORS = 15
 EXACT = 100_000
 """Up to so many reference cells neighbours are searched exactly."""
@@ -72,10 +71,9 @@ class Knn:
         return rows, distances
 
     def _approximate(self) -> Any:
-        try:
-            from pynndescent import NNDescent
-        except ImportError as error:
-            raise MissingDependencyError(f"more than {EXACT:,} reference cells need pynndescent: {EXTRA}") from error
+        require("pynndescent", f"more than {EXACT:,} reference cells need pynndescent", "annotate")
+        from pynndescent import NNDescent
+
         if "approximate" not in self._index:
             self._index["approximate"] = NNDescent(self.vectors, n_neighbors=30, random_state=0)
         return self._index["approximate"]

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scfm.errors import ConfigError, MissingDependencyError
+from scfm.errors import ConfigError, require
 from scfm.evaluation._metrics import METRICS
-from scfm.evaluation._space import EXTRA
 from scfm.evaluation._stress import LEVELS, MEANING
 
 if TYPE_CHECKING:
@@ -29,10 +28,9 @@ N_UMAP = 3000
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise MissingDependencyError(f"pictures need matplotlib: {EXTRA}") from error
+    require("matplotlib.pyplot", "pictures need matplotlib", "robustness")
+    import matplotlib.pyplot as plt
+
     return plt
 
 

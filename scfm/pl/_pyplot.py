@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scfm.errors import MissingDependencyError
+from scfm.errors import require
 
 
 def pyplot() -> Any:
@@ -15,8 +15,7 @@ def pyplot() -> Any:
     MissingDependencyError
         With the line that installs it.
     """
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise MissingDependencyError("pictures need matplotlib: pip install 'scfm[demo]'") from error
+    require("matplotlib.pyplot", "pictures need matplotlib", "demo")
+    import matplotlib.pyplot as plt
+
     return plt

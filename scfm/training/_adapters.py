@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scfm.errors import CheckpointError, ConfigError, MissingDependencyError
+from scfm.errors import CheckpointError, ConfigError, require
 from scfm.models import FoundationModel
 from scfm.training._architectures import add_heads
 from scfm.training._encode import tokenizer_hash
@@ -133,10 +133,9 @@ class Tuning:
 
 
 def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingDependencyError("adapters need peft: pip install 'scfm[train]'") from error
+    require("peft", "adapters need peft", "train")
+    import peft
+
     return peft
 
 
