@@ -20,6 +20,7 @@ BENCHMARKS = (
     "bench_writing",
     "bench_train",
     "bench_annotation",
+    "bench_robustness",
     "bench_memory",
 )
 PACKAGES = ("scfm", "torch", "transformers", "anndata", "numpy", "numba")

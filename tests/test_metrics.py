@@ -14,6 +14,7 @@ from scfm.evaluation._clusters import best_leiden, kmeans
 from scfm.evaluation._confounding import composition_distance, confounding, duplicated
 from scfm.evaluation._experiment import _only_possible
 from scfm.evaluation._leakage import Dataset, leakage
+from scfm.evaluation._neighbours import nearest
 from scfm.evaluation._scores import (
     Score,
     adjusted_rand,
@@ -26,7 +27,7 @@ from scfm.evaluation._scores import (
     normalised_mutual_information,
     table_score,
 )
-from scfm.evaluation._space import Design, Space, nearest, prepared
+from scfm.evaluation._space import Design, Space, prepared
 from scfm.evaluation._statistics import (
     Resampling,
     holm,

@@ -15,8 +15,9 @@ from scfm.evaluation._baselines import controls, log_values, variable_genes
 from scfm.evaluation._cells import Part, shared_matrix
 from scfm.evaluation._controls import failures
 from scfm.evaluation._metrics import METRICS, Computation, Values, computable, totals
+from scfm.evaluation._neighbours import nearest
 from scfm.evaluation._scores import Floats, Score, macro_f1, mean_of_cells, table_score
-from scfm.evaluation._space import Design, Distance, Space, nearest, prepared
+from scfm.evaluation._space import Design, Distance, Space, prepared
 from scfm.evaluation._statistics import Resampling, resample_cells, resample_groups, subsample
 from scfm.evaluation._stress import (
     Setting,
@@ -30,6 +31,7 @@ from scfm.evaluation._stress import (
 )
 from scfm.evaluation._subjects import NO_COST, Altered, Cells, Cost, OfAlignment, OfArray, Subject
 from scfm.evaluation._transfer import N_SEARCHED, FoldedVotes
+from scfm.tokenizers import in_background
 
 log = logging.getLogger("scfm")
 MOST_EMPTY = 0.5
@@ -303,22 +305,33 @@ class _Round:
         if several:
             for name, before in spaces.items():
                 self._add(name, {f"stressed kNN | {UNSTRESSED}": [before.unaltered()]})
+        draws = [(stress, draw) for stress in self._possible() for draw in range(self.plan.n_draws)]
+        found: dict[str, dict[str, list[Score]]] = {}
+        # the next draw is altered and embedded while this one is scored
+        altered = in_background(lambda which: self._altered(subjects, *which), draws, ahead=1)
+        for (stress, draw), vectors in zip(draws, altered, strict=True):
+            self._say(f"{stress.kind} {stress}: all embeddings")
+            if draw == 0:
+                found = {s.name: {} for s in subjects}
+            for name, x in vectors.items():
+                after = prepared(x[self.there], self.plan.distance)
+                for metric, score in spaces[name].response(after).items():
+                    if several or metric != "stressed kNN":
+                        found[name].setdefault(f"{metric} | {stress.kind} {stress}", []).append(score)
+            self._step()
+            if draw == self.plan.n_draws - 1:
+                for name, scores in found.items():
+                    self._add(name, scores)
+
+    def _possible(self) -> list[Stress]:
+        """Alterations that these cells have genes enough for; the others are noted."""
+        assert self.setting is not None
+        there = [stress for stress in self.plan.stress if possible(stress, self.setting)]
         for stress in self.plan.stress:
-            found: dict[str, dict[str, list[Score]]] = {s.name: {} for s in subjects}
-            if not possible(stress, self.setting):
+            if stress not in there:
                 self.outcome.note(f"Fewer than {stress} are expressed, so panels of that size were left out.")
                 self._step(self.plan.n_draws)
-                continue
-            for draw in range(self.plan.n_draws):
-                self._say(f"{stress.kind} {stress}: all embeddings")
-                for name, x in self._altered(subjects, stress, draw).items():
-                    after = prepared(x[self.there], self.plan.distance)
-                    for metric, score in spaces[name].response(after).items():
-                        if several or metric != "stressed kNN":
-                            found[name].setdefault(f"{metric} | {stress.kind} {stress}", []).append(score)
-                self._step()
-            for name, scores in found.items():
-                self._add(name, scores)
+        return there
 
     def _altered(self, subjects: Sequence[Subject], stress: Stress, draw: int) -> dict[str, NDArray[np.float32]]:
         assert self.setting is not None

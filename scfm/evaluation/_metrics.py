@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scfm.evaluation import _scib
 from scfm.evaluation._clusters import best_leiden, igraph_is_here, kmeans
+from scfm.evaluation._neighbours import nearest
 from scfm.evaluation._scores import (
     Codes,
     Floats,
@@ -27,7 +28,7 @@ from scfm.evaluation._scores import (
     ratio_of_groups,
     table_score,
 )
-from scfm.evaluation._space import EXTRA, N_NEIGHBORS, Space, nearest, silhouettes
+from scfm.evaluation._space import EXTRA, N_NEIGHBORS, Space, silhouettes
 from scfm.evaluation._transfer import MIN_CELLS, Transfer, cross_validated, largest, linear_labels
 
 Axis = Literal["bio", "batch", "transfer", "stress", "total"]

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from scfm.evaluation._space import Space, nearest
+from scfm.evaluation._neighbours import nearest
+from scfm.evaluation._space import Space
 
 EXTRA = "pip install 'scfm[scib]'"
 N_NEIGHBORS = 90

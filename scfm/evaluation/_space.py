@@ -1,4 +1,4 @@
-"""Who is next to whom? Vectors as they are compared, and nearest neighbours that nobody else sees."""
+"""Who is next to whom? Vectors as they are compared, with neighbours that nobody else sees."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scfm.evaluation._neighbours import nearest
 from scfm.evaluation._scores import Codes, Floats
 
 Distance = Literal["cosine", "euclidean"]
@@ -78,33 +79,8 @@ def prepared(x: NDArray[Any], distance: Distance = "cosine") -> NDArray[np.float
     x = np.asarray(x, dtype=np.float32)
     if distance == "euclidean":
         return x
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.float32(1e-12))
-
-
-def nearest(
-    reference: NDArray[np.float32], query: NDArray[np.float32] | None, k: int
-) -> tuple[NDArray[np.int64], Floats]:
-    """Exact nearest neighbours.
-
-    Parameters
-    ----------
-    reference
-        (r, d)
-    query
-        (q, d); None: the reference itself, without each cell as its own neighbour.
-    k
-        Neighbours; fewer where the reference has no more.
-
-    Returns
-    -------
-    (q, k) rows of the reference, nearest first, and (q, k) Euclidean distances.
-    """
-    from sklearn.neighbors import NearestNeighbors
-
-    most = len(reference) - (query is None)
-    index = NearestNeighbors(n_neighbors=min(k, most), algorithm="brute").fit(reference)
-    distances, rows = index.kneighbors(query)
-    return rows, distances
+    lengths = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64)).astype(np.float32)
+    return x / np.maximum(lengths, np.float32(1e-12))[:, None]
 
 
 @dataclass(frozen=True, eq=False)

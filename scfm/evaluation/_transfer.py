@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scfm.evaluation._neighbours import nearest
 from scfm.evaluation._scores import Codes, Floats, Score, macro_f1, table_score
-from scfm.evaluation._space import Space, nearest
+from scfm.evaluation._space import Space
 
 N_VOTES = 15
 """Neighbours that vote."""

@@ -272,12 +272,12 @@ def _restored(value: Any) -> Any:
 register_part(ContextOption)
 
 
-def in_background(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results in order; an item is worked on while the next ones are read."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scfm-tokenize") as pool:
+def in_background(work: Callable[[Item], Result], items: Iterable[Item], ahead: int = _AHEAD) -> Iterator[Result]:
+    """Results in order; an item is worked on while the next ones are read, and so many results wait for their use."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scfm-ahead") as pool:
         waiting: list[Future[Result]] = []
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) > _AHEAD:
+            if len(waiting) > ahead:
                 yield waiting.pop(0).result()
         yield from (future.result() for future in waiting)
