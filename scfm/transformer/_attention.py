@@ -34,16 +34,22 @@ FAVOR_ROWS = 1024
 """What Performer attention adds to every feature of a query or key."""
 
 
+def of_cells(x: Tensor, segments: Segments) -> tuple[Tensor, ...]:
+    """The rows of each cell.
+
+    By one split, whose gradient is joined once: that of a slice has the size of the whole axis, for each cell.
+    """
+    return x.split(segments.lengths.tolist())
+
+
 def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, at: Segments, to: Segments, *, causal: bool = False, dropout: float = 0.0
 ) -> Tensor:
     """Softmax attention written out, cell by cell: the reference for the others."""
     scale = 1 / math.sqrt(q.shape[-1])
     pieces = []
-    for i in range(len(at.bounds) - 1):
-        qi = q[at.bounds[i] : at.bounds[i + 1]].transpose(0, 1)
-        ki = k[to.bounds[i] : to.bounds[i + 1]].transpose(0, 1)
-        vi = v[to.bounds[i] : to.bounds[i + 1]].transpose(0, 1)
+    for cell in zip(of_cells(q, at), of_cells(k, to), of_cells(v, to), strict=True):
+        qi, ki, vi = (x.transpose(0, 1) for x in cell)
         scores = (qi @ ki.transpose(1, 2)) * scale
         if causal:
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
@@ -61,18 +67,16 @@ def sdpa_attention(
     A loop over cells is twice as fast as a padded batch on ragged CPU data, and cells of one length
     share a call without a copy, since the runner sorts by length.
     """
-    runs = at.runs if at is to or at.bounds == to.bounds else [(i, 1, n) for i, n in enumerate(at.lengths.tolist())]
+    alike = at is to or at.bounds == to.bounds
+    runs = [(n, length) for _, n, length in at.runs] if alike else [(1, length) for length in at.lengths.tolist()]
+    sizes = [n * length for n, length in runs]
+    ours, theirs = q.split(sizes), [x.split(sizes) if alike else of_cells(x, to) for x in (k, v)]
     pieces = []
-    for first, n, length in runs:
+    for (n, length), qi, ki, vi in zip(runs, ours, *theirs, strict=True):
         if length == 0:
             continue
-        q0, q1 = at.bounds[first], at.bounds[first + n]
-        k0, k1 = to.bounds[first], to.bounds[first + n]
-        if n == 1:
-            qi, ki, vi = (x.transpose(0, 1).unsqueeze(0) for x in (q[q0:q1], k[k0:k1], v[k0:k1]))
-        else:
-            qi, ki, vi = (x.unflatten(0, (n, length)).transpose(1, 2) for x in (q[q0:q1], k[k0:k1], v[k0:k1]))
-        out = F.scaled_dot_product_attention(qi, ki, vi, dropout_p=dropout, is_causal=causal)
+        query, key, value = (x.unflatten(0, (n, len(x) // n)).transpose(1, 2) for x in (qi, ki, vi))
+        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
         pieces.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(pieces) if pieces else torch.zeros_like(q)
 
@@ -133,11 +137,8 @@ def performer_attention(
     """
     projection = projection.to(torch.promote_types(q.dtype, torch.float32))
     pieces = []
-    for i in range(len(at.bounds) - 1):
-        qi, ki, vi = (
-            x[s.bounds[i] : s.bounds[i + 1]].transpose(0, 1).to(projection.dtype)
-            for x, s in ((q, at), (k, to), (v, to))
-        )
+    for i, cell in enumerate(zip(of_cells(q, at), of_cells(k, to), of_cells(v, to), strict=True)):
+        qi, ki, vi = (x.transpose(0, 1).to(projection.dtype) for x in cell)
         if qi.shape[1]:
             values, norms = _favor_sums(ki, vi, projection, None if peaks is None else peaks[i])
             pieces.append(_favor_means(qi, values, norms, projection))
@@ -217,18 +218,18 @@ def query_only_attention(
     """
     scale = 1 / math.sqrt(q.shape[-1])
     pieces = []
-    for i in range(len(at.bounds) - 1):
-        mine = slice(at.bounds[i], at.bounds[i + 1])
-        theirs = slice(to.bounds[i], to.bounds[i + 1])
-        scores = torch.einsum("qhd,khd->hqk", q[mine], k[theirs]) * scale
-        if own is not None:
-            self_score = (q[mine] * own[0][mine]).sum(-1).T[:, :, None] * scale
-            scores = torch.cat([scores, self_score], dim=-1)
+    themselves = (
+        ((None, None) for _ in at.lengths) if own is None else zip(*(of_cells(x, at) for x in own), strict=True)
+    )
+    cells = zip(of_cells(q, at), of_cells(k, to), of_cells(v, to), themselves, strict=True)
+    for qi, ki, vi, (own_key, own_value) in cells:
+        scores = torch.einsum("qhd,khd->hqk", qi, ki) * scale
+        if own_key is not None:
+            scores = torch.cat([scores, (qi * own_key).sum(-1).T[:, :, None] * scale], dim=-1)
         weights = scores.float().softmax(-1).to(q.dtype)
-        seen = to.bounds[i + 1] - to.bounds[i]
-        out = torch.einsum("hqk,khd->qhd", weights[..., :seen], v[theirs])
-        if own is not None:
-            out = out + weights[..., seen].T[..., None] * own[1][mine]
+        out = torch.einsum("hqk,khd->qhd", weights[..., : len(ki)], vi)
+        if own_value is not None:
+            out = out + weights[..., len(ki)].T[..., None] * own_value
         pieces.append(out)
     return torch.cat(pieces) if pieces else torch.zeros_like(q)
 
