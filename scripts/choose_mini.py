@@ -21,8 +21,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from evaluate_mini import Cells, Embed, f1, folds, model_embedding, pair, random_projection, read, together, transfer
 from numpy.typing import NDArray
+from transfer_protocol import (
+    Cells,
+    Embed,
+    f1,
+    folds,
+    model_embedding,
+    pair,
+    random_projection,
+    read,
+    together,
+    transfer,
+)
 
 from scfm import genes
 from scfm.evaluation._baselines import log_values

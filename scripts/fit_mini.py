@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-from evaluate_mini import Cells, genes_of, model_embedding
+from transfer_protocol import Cells, genes_of, model_embedding
 
 from scfm.models import FoundationModel
 from scfm.models._model import MODEL_FILE

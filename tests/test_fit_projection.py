@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 import scfm
 from scfm.cli import app
 from scfm.errors import ConfigError
+from scfm.models._bag_model import with_layers
+from scfm.training import PretrainConfig, pretrain
 from scfm.training._fit_projection import ProjectionConfig, fit_projection
 
 
@@ -145,3 +147,86 @@ def test_of_a_model_without_fingerprints_nothing_is_claimed(corpus, tmp_path):
     adata = anndata.read_h5ad(corpus / "set1.h5ad")
     scfm.tl.embed(adata, model, key_added="x", progress=False)
     assert "not known" in adata.uns["scfm"]["x"]["leakage"]["status"]
+
+
+# layers on top
+
+
+def on_top(folder, start, **objective):
+    return {
+        "model": {"start": str(start), "on_top": True, "n_layers": 1, "n_heads": 2, "ff": 16, "max_length": 20},
+        "objective": {"name": "contrastive", "lowest": 0.3, "highest": 1.0, "rates": 0.5, "panels": 0.3, **objective},
+        "sampling": {"within": "file", "batch_tokens": 600, "block_rows": 16},
+        "run": {"steps": 8, "learning_rate": 0.01, "warmup_steps": 1, "device": "cpu"},
+        "validation": {"by": "file", "share": 0.3},
+        "output": {"folder": str(folder), "progress": False, "tensorboard": False},
+    }
+
+
+def cosines(x, y):
+    return (x * y).sum(axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+
+
+def test_layers_on_top_begin_as_no_change(corpus, tmp_path):
+    model = fit_projection(settings(corpus, tmp_path / "run"))
+    higher = with_layers(model, "higher", n_layers=2, n_heads=3, max_length=20)
+    adata = anndata.read_h5ad(corpus / "set1.h5ad")
+    tokens = higher.tokenize(adata)
+    assert tokens.lengths.max() == 20
+    for pooling in ("unit", "plain"):
+        plain = model.embed_cells(model.tokenize(adata), pooling=pooling)
+        np.testing.assert_array_equal(higher.embed_cells(tokens, pooling=pooling), plain)
+
+
+def test_trained_layers_move_the_cells_and_leave_the_sums_alone(corpus, tmp_path):
+    model = fit_projection(settings(corpus, tmp_path / "run"))
+    adata = anndata.read_h5ad(corpus / "set1.h5ad")
+    before = model.embed_cells(model.tokenize(adata))
+    moved = {}
+    for leash in (0.0, 1000.0):
+        run = pretrain([corpus], on_top(tmp_path / f"leash {leash}", tmp_path / "run" / "model", leash=leash))
+        tokens = run.model.tokenize(adata)
+        np.testing.assert_allclose(run.model.embed_cells(tokens, hidden_layer=0), before, atol=1e-6)
+        moved[leash] = 1 - cosines(run.model.embed_cells(tokens), before).mean()
+        again = scfm.models.load(tmp_path / f"leash {leash}" / "model")
+        np.testing.assert_array_equal(again.embed_cells(tokens), run.model.embed_cells(tokens))
+    assert moved[0.0] > 0.01
+    assert moved[1000.0] < moved[0.0] / 4
+
+
+def test_a_trained_model_learns_to_find_the_other_view(corpus, tmp_path):
+    fit_projection(settings(corpus, tmp_path / "run"))
+    config = on_top(tmp_path / "on top", tmp_path / "run" / "model")
+    run = pretrain([corpus], {**config, "run": {**config["run"], "steps": 60}})
+    losses = run.history["eval_loss"].dropna()
+    assert losses.iloc[-1] < losses.iloc[0]
+    assert losses.iloc[-1] < run.history["eval_reference"].dropna().iloc[-1]
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"n_heads": 5}, "the width 12 of run is no multiple of model.n_heads 5"),
+        ({"fresh": True}, "choose one"),
+    ],
+)
+def test_impossible_layers_are_refused(corpus, tmp_path, entries, words):
+    fit_projection(settings(corpus, tmp_path / "run"))
+    config = on_top(tmp_path / "on top", tmp_path / "run" / "model")
+    with pytest.raises(ConfigError, match=words):
+        pretrain([corpus], {**config, "model": {**config["model"], **entries}})
+
+
+def test_layers_go_on_top_of_models_without_layers_only(corpus, tmp_path):
+    model = fit_projection(settings(corpus, tmp_path / "run"))
+    higher = with_layers(model, "higher", n_layers=1, n_heads=3, max_length=20)
+    with pytest.raises(ConfigError, match="no sum over genes without layers"):
+        with_layers(higher, "higher still", n_layers=1, n_heads=3, max_length=20)
+
+
+def test_the_shipped_configuration_of_layers_can_be_read():
+    from pathlib import Path
+
+    config = PretrainConfig.read(Path(__file__).parents[1] / "configs" / "scfm-mini-trunk.yaml")
+    assert config.model.on_top
+    assert config.build_objective().leash > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,25 @@ def test_embedding_is_two_weighted_sums_of_gene_vectors(model: models.Foundation
     np.testing.assert_allclose(embed(model, cells, pooling="plain"), expected, atol=1e-5)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(embed(model, cells), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("usual", [True, False])
+def test_tokens_of_genes_are_those_furthest_above_their_usual_value(
+    model: models.FoundationModel, cells: AnnData, usual: bool
+) -> None:
+    tokenizer = replace(model.tokenizer, max_length=12, usual=model.tokenizer.usual if usual else None)
+    tokens = replace(model, tokenizer=tokenizer).tokenize(cells)
+    counts = cells.X.toarray().astype(np.float64)
+    values = np.log1p(tokenizer.target_sum * counts / counts.sum(axis=1, keepdims=True)).astype(np.float32)
+    genes = np.flatnonzero(model.vocabulary.is_gene)
+    for i, value in enumerate(values):
+        mine = slice(tokens.offsets[i], tokens.offsets[i + 1])
+        above = value - (tokenizer.usual[genes] if usual else 0)
+        first = np.argsort(-np.where(value > 0, above, -np.inf), kind="stable")[: min(11, (value > 0).sum())]
+        assert tokens.ids[mine].tolist() == [model.vocabulary.specials["cls"], *genes[first]]
+        np.testing.assert_allclose(tokens.values[mine], [np.nan, *value[first]], rtol=1e-6)
+    plain = model.tokenize(cells)
+    np.testing.assert_array_equal(tokens.parts["bag"].values, plain.parts["bag"].values)
 
 
 def test_weights_give_the_vectors_they_were_shipped_with(

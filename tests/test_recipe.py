@@ -33,7 +33,7 @@ FLOOR = {"lines": 0.892, "lines 5->3": 0.750, "depth 10 %": 0.878}
 @pytest.fixture(scope="module")
 def protocol() -> ModuleType:
     """The script that scores embeddings."""
-    name = "evaluate_mini"
+    name = "transfer_protocol"
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -229,6 +229,7 @@ OF_FAMILY = {
     "scmulan": NextWord(),
     "scfoundation": ReadDepth(zeros=0.1),
     "scgpt-contrastive": Contrastive(),
+    "geneformer-altered-contrastive": Contrastive(rates=0.5, panels=0.5),
 }
 
 
@@ -494,6 +495,9 @@ def test_a_model_beats_the_reference_and_with_shuffled_cells_it_does_not(seed):
         ("uce", ReadDepth(), "needs tokens that say the depth"),
         ("geneformer", MaskedGenes(share=2.0), "it is a share"),
         ("geneformer", Contrastive(lowest=0.9, highest=0.5), "lowest <= highest"),
+        ("geneformer", Contrastive(rates=-1.0), "0 or above"),
+        ("geneformer", Contrastive(panels=1.5), "between 0 and 1"),
+        ("geneformer", Contrastive(leash=-1.0), "0 or above"),
     ],
 )
 def test_what_makes_no_sense_is_refused(load, family, objective, why):

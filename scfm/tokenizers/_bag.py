@@ -28,7 +28,7 @@ _REMEMBERED = 64
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BagTokenizer(Tokenizer):
-    """A cell as a single token and, beside it, the bag of all its expressed genes in vocabulary order.
+    """A cell as its own token and, beside it, the bag of all its expressed genes in vocabulary order.
 
     The value of a gene is log1p of its counts per ``target_sum`` of the cell's counts over the vocabulary genes
     (of its true total where the stored genes are only a part of the cell).
@@ -44,6 +44,9 @@ class BagTokenizer(Tokenizer):
     few_counts, least
         What a gene must be above its usual value by, at least: the value of so many counts of the cell, so that no gene
         stands out by a count or two, and this value.
+    max_length
+        Tokens of a cell: its own, and behind it those of the genes whose values are furthest above the usual ones
+        (the highest where ``usual`` is None).
     """
 
     vocabulary: GeneVocabulary
@@ -51,11 +54,14 @@ class BagTokenizer(Tokenizer):
     usual: NDArray[np.float32] | None = None
     few_counts: float = 2.0
     least: float = 0.5
+    max_length: int = 1
 
     def __post_init__(self) -> None:
         special_ids(self.vocabulary, {"cls": 0.0})
         if not self.target_sum > 0:
             raise TokenizerError(f"target_sum is {self.target_sum}, expected a number of counts above 0")
+        if self.max_length < 1:
+            raise TokenizerError(f"max_length is {self.max_length}, expected at least 1 for the token of the cell")
         if self.usual is None:
             return
         object.__setattr__(self, "usual", np.asarray(self.usual, dtype=np.float32))
@@ -111,12 +117,28 @@ class BagTokenizer(Tokenizer):
 
     def _with(self, tokens: Tokens, bag: Tokens) -> Tokens:
         """The tokens with these genes as their bag, and with those of them that are above their usual value."""
+        tokens = tokens if self.max_length == 1 else self._first_genes(tokens, bag)
         if self.usual is None:
             return replace(tokens, parts={"bag": bag})
         few = np.log1p(self.target_sum * self.few_counts / np.maximum(tokens.per_cell["depth"], 1.0))
         excess = _excess(bag.offsets, bag.ids, bag.values, self.usual, np.maximum(few, self.least).astype(np.float32))
         above = replace(select(bag, excess > 0), values=excess[excess > 0])
         return replace(tokens, parts={"bag": bag, "excess": above})
+
+    def _first_genes(self, tokens: Tokens, bag: Tokens) -> Tokens:
+        """The token of each cell, which has no value, and the foremost genes of its bag behind it."""
+        values = np.asarray(bag.values)
+        above = values if self.usual is None else values - self.usual[bag.ids]
+        cell = np.repeat(np.arange(len(bag)), bag.lengths)
+        order = np.lexsort((-above, cell))
+        order = order[np.arange(len(order)) - bag.offsets[cell] < self.max_length - 1]
+        first = np.searchsorted(cell[order], np.arange(len(bag) + 1))
+        return replace(
+            tokens,
+            ids=np.insert(bag.ids[order], first[:-1], self.vocabulary.specials["cls"]).astype(bag.ids.dtype),
+            values=np.insert(values[order], first[:-1], np.nan),
+            offsets=first + np.arange(len(bag) + 1, dtype=np.int64),
+        )
 
 
 @njit(nogil=True, cache=True)

@@ -73,10 +73,13 @@ class ModelConfig:
         A model's name or folder, whose weights are trained further.
     fresh
         With ``start``: its architecture and tokenizer, with new weights.
+    on_top
+        With a ``start`` without layers, such as scfm-mini: its weights stay as they are, and ``n_layers`` attention layers
+        are put on top, which begin as no change at all.
     kind
         Without ``start``: what a new model reads; see `scfm.training.ARCHITECTURES`.
     n_layers, width, n_heads, ff, dropout
-        Sizes of a new model; ``ff`` None: four times the width.
+        Sizes of a new model or of layers on top; ``ff`` None: four times the width.
     max_length
         Tokens of the longest cell.
     vocabulary
@@ -90,6 +93,7 @@ class ModelConfig:
 
     start: str | None = None
     fresh: bool = False
+    on_top: bool = False
     kind: Literal["ranks", "bins", "levels", "words", "depth"] = "ranks"
     n_layers: int = 4
     width: int = 128

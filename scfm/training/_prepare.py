@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 from scfm import models
 from scfm.errors import ConfigError, require
 from scfm.models import FoundationModel
+from scfm.models._bag_model import with_layers
 from scfm.training._architectures import add_heads, new_model, reset
 from scfm.training._cells import Cells, LiveCells
-from scfm.training._config import PretrainConfig
+from scfm.training._config import ModelConfig, PretrainConfig
 from scfm.training._corpus import Corpus
 from scfm.training._data import FITTING, Batches
 from scfm.training._encode import Encoder
@@ -73,8 +74,7 @@ def prepare_model(
     if wanted.start is None:
         model = new_model(wanted, source if isinstance(source, Corpus) else None, name)
     else:
-        model = models.load(wanted.start)
-        model = reset(model, name) if wanted.fresh else replace(model, card=replace(model.card, name=name))
+        model = _started(wanted, name)
     objective.check(model)
     added = add_heads(model, objective.heads(model))
     if added and wanted.start is not None and not wanted.fresh:
@@ -84,6 +84,23 @@ def prepare_model(
             raise ConfigError(f"{model.card.name} has no output {head!r}, which the objective {objective.name} trains")
     trained_before = wanted.start is not None and not wanted.fresh
     return model, frozenset(added if trained_before else model.transformer.heads)
+
+
+def _started(wanted: ModelConfig, name: str) -> FoundationModel:
+    """What a run makes of the model that it starts from."""
+    model = models.load(str(wanted.start))
+    if wanted.on_top and wanted.fresh:
+        raise ConfigError("model.fresh draws all weights anew, model.on_top keeps them; choose one")
+    if wanted.on_top:
+        return with_layers(
+            model,
+            name,
+            n_layers=wanted.n_layers,
+            n_heads=wanted.n_heads,
+            ff=wanted.ff,
+            max_length=wanted.max_length,
+        )
+    return reset(model, name) if wanted.fresh else replace(model, card=replace(model.card, name=name))
 
 
 def open_cells(
