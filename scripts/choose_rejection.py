@@ -179,13 +179,14 @@ def left_out(pair: Pair) -> Iterator[dict[str, Any]]:
 def method_table(f1: dict[str, dict[str, float]]) -> str:
     """Mean, worst and mean rank over pairs, in Markdown."""
     methods = pd.DataFrame(f1)
-    ranks = methods.drop(index="auto").rank(ascending=False).mean(axis=1).reindex(methods.index)
+    ranks = methods.drop(index="auto").rank(ascending=False).mean(axis=1)
     lines = [
         f"| over {methods.shape[1]} pairs | mean macro F1 | worst pair | mean rank |",
         "| --- | ---: | ---: | ---: |",
     ]
     for name, each in methods.iterrows():
-        lines.append(f"| {name} | {each.mean():.3f} | {each.min():.3f} | {ranks[name]:.1f} |")
+        rank = f"{ranks[name]:.1f}" if name in ranks else ""
+        lines.append(f"| {name} | {each.mean():.3f} | {each.min():.3f} | {rank} |")
     return "\n".join(lines)
 
 

@@ -73,8 +73,8 @@ OUTSIDE = {
     "sc_mixology_5cl_celseq2": "benchmark",
 }
 TOLERANCE = 1.05
-"""What is named is always of another study: the tolerance at which, over all pairs of data sets on which it was chosen, less
-than 5 % of the known cells are unknown (see the guide), not chosen on the sets above."""
+"""What is named is always of another study: the tolerance at which, over all pairs of data sets on which it was chosen, about
+5 % of the known cells are unknown (see the guide), not chosen on the sets above."""
 SCOPE = (
     "Human blood and lymphoid tissue, healthy adults, 10x 3': nine types of leukocytes. Not in it: erythrocytes, platelets, "
     "progenitors, granulocytes, mast cells, stroma; cells of other tissues."
