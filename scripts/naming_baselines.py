@@ -16,8 +16,8 @@ from scfm.annotation._expression import gene_space, log_values, shared, variable
 
 GENES = 2000
 """Genes that scANVI reads."""
-EPOCHS = 100
-"""Of scVI; its default is 400 for so few cells, which takes four times as long."""
+FEW, EPOCHS = 1000, 100
+"""Cells from which on scVI is trained for so many epochs; its default of 400 would take four times as long."""
 
 
 def matrices(reference: Cells, query: Cells) -> tuple[Any, Any, list[str]]:
@@ -95,7 +95,7 @@ def scanvi(case: Case, seed: int) -> dict[str, NDArray[Any]]:
     model = scvi.model.SCVI(both)
     # a last batch of one cell is dropped: batch normalisation needs two
     how: Any = {"accelerator": "cpu", "enable_progress_bar": False, "datasplitter_kwargs": {"drop_last": True}}
-    model.train(EPOCHS, **how)
+    model.train(EPOCHS if both.n_obs >= FEW else None, **how)
     naming = scvi.model.SCANVI.from_scvi_model(model, "not known", labels_key="label")
     naming.train(**how)
     return {"scANVI": np.asarray(naming.predict(both[both.obs["set"] == "query"].copy())).astype(str)}
