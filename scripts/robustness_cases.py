@@ -49,6 +49,7 @@ TABLE = (
     "bio total", "batch total", "kNN within", "kNN transfer", "linear transfer", "batch ASW", "same-batch neighbours",
     "batch probe",
 )  # fmt: skip
+SCIB = ("cLISI", "iLISI", "BRAS", "kBET", "PCR")
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,10 @@ def write(name: str, report: RobustnessReport) -> None:
             }
         )
     text = [markdown(pd.DataFrame(rows))]
+    scib = plain[plain["metric"].isin(SCIB)].pivot(index="embedding", columns="metric", values="value")
+    if len(scib):
+        scib = scib.reindex(index=report.embeddings, columns=[m for m in SCIB if m in scib])
+        text.append(markdown(scib.map("{:.2f}".format).rename(columns="{} ↑".format).rename_axis("").reset_index()))
     stress = report.stress()
     if len(stress):
         keep = [
@@ -200,7 +205,7 @@ def interval(own: pd.DataFrame, metric: str) -> str:
     if metric not in own.index or np.isnan(own.loc[metric, "value"]):
         return ""
     row = own.loc[metric]
-    return f"{row['value']:.2f}" + ("" if np.isnan(row["low"]) else f" ({row['low']:.2f}-{row['high']:.2f})")
+    return f"{row['value']:z.2f}" + ("" if np.isnan(row["low"]) else f" ({row['low']:z.2f} to {row['high']:z.2f})")
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -316,7 +316,8 @@ def test_one_batch_and_one_label_are_scored_on_what_can_be_said(adata: AnnData) 
     assert {"drift", "same-batch neighbours", "batch ASW", "batch probe", "batch total"} <= metrics
     assert not metrics & {"kNN within", "label ASW", "stressed kNN"}
     assert any("One label only" in note for note in report.notes)
-    str(report)
+    assert "1 label, 2 batches" in str(report)
+    assert not re.search(r"[+-]0\.000, -0\.000", str(report))
 
 
 def test_embeddings_of_others_are_scored_and_cells_without_a_vector_left_out_of_all(adata: AnnData) -> None:
@@ -355,6 +356,13 @@ def test_what_cannot_work_is_said_before_the_long_work(
 ) -> None:
     with pytest.raises(error, match=words):
         scfm.tl.robustness(adata, **{**QUICK, **options})
+
+
+def test_a_column_that_names_every_cell_is_no_batch(adata: AnnData) -> None:
+    own = adata.copy()
+    own.obs["barcode"] = own.obs_names
+    with pytest.raises(ConfigError, match="'barcode' has 180 values, none of them on more than 1 cells"):
+        scfm.tl.robustness(own, **{**QUICK, "batch_key": "barcode"})
 
 
 def test_other_things_than_annotated_data_are_refused() -> None:
@@ -458,6 +466,20 @@ def test_harmony_mixes_batches(adata: AnnData) -> None:
     scfm.tl.align(own, "X", "assay", "harmony")
     apart = [abs(own.obsm[k][first].mean() - own.obsm[k][~first].mean()) for k in ("X", "X_harmony")]
     assert apart[1] < apart[0] / 2
+
+
+def test_scvi_gives_cells_without_counts_no_vector_and_says_nothing(
+    genes: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("scvi")
+    own = cells(genes, n=10)
+    own.X[3] = 0
+    counts = sp.csr_matrix(own.X)
+    batch = np.unique(own.obs["assay"], return_inverse=True)[1].ravel()
+    x = _baselines.fit_scvi(counts, batch, 0).cells
+    assert np.isnan(x).all(axis=1).tolist() == [i == 3 for i in range(own.n_obs)]
+    assert np.isfinite(np.delete(x, 3, axis=0)).all()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_recommend_says_one_line_and_leaves_the_cells_alone(adata: AnnData) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -153,22 +155,30 @@ def harmony(x: NDArray[Any], batch: Codes, seed: int) -> NDArray[np.float32]:
     seed
         Of its clusters.
     """
-    import logging
-
     import harmonypy
     import pandas as pd
 
-    logger = logging.getLogger("harmonypy")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        about = pd.DataFrame({"batch": pd.Categorical(batch.astype(str))})
+    about = pd.DataFrame({"batch": pd.Categorical(batch.astype(str))})
+    with _quietly("harmonypy"):
         found = harmonypy.run_harmony(np.asarray(x, dtype=np.float64), about, ["batch"], random_state=seed)
-    finally:
-        logger.setLevel(level)
     corrected = np.asarray(found.Z_corr, dtype=np.float32)
     # before version 2 axes x cells
     return corrected if corrected.shape == x.shape else np.ascontiguousarray(corrected.T)
+
+
+@contextmanager
+def _quietly(*loggers: str) -> Iterator[None]:
+    """Without the messages and warnings of some libraries, which have loggers of these names."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    try:
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def fit_harmony(counts: sp.csr_matrix, batch: Codes, seed: int) -> Fitted:
@@ -178,18 +188,23 @@ def fit_harmony(counts: sp.csr_matrix, batch: Codes, seed: int) -> Fitted:
 
 
 def fit_scvi(counts: sp.csr_matrix, batch: Codes, seed: int) -> Fitted:
-    """ScVI (Lopez et al. 2018) on the highly variable genes, with the batch, at its defaults."""
+    """ScVI (Lopez et al. 2018) on the highly variable genes, with the batch, at its defaults; NaN for cells without any."""
     import anndata
     import scvi
 
     columns = variable_genes(counts)
-    adata = anndata.AnnData(counts[:, columns].copy())
-    adata.obs["batch"] = batch.astype(str)
-    scvi.settings.seed = seed
-    scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
-    model = scvi.model.SCVI(adata)
-    model.train(enable_progress_bar=False)
-    return Fitted(np.asarray(model.get_latent_representation(), dtype=np.float32), None, f"{len(columns):,} genes")
+    values = counts[:, columns]
+    there = np.flatnonzero(np.asarray(values.sum(axis=1)).ravel() > 0)
+    adata = anndata.AnnData(values[there], obs={"batch": batch[there].astype(str)})
+    with _quietly("lightning.pytorch", "lightning.fabric", "scvi"):
+        scvi.settings.seed = seed
+        scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
+        model = scvi.model.SCVI(adata)
+        model.train(enable_progress_bar=False, logger=False)
+        found = model.get_latent_representation()
+    out = np.full((len(batch), found.shape[1]), np.nan, dtype=np.float32)
+    out[there] = found
+    return Fitted(out, None, f"{len(columns):,} genes")
 
 
 def fit_random(counts: sp.csr_matrix, _batch: Codes, seed: int) -> Fitted:

@@ -95,7 +95,7 @@ def question(
     Raises
     ------
     ConfigError
-        If a column is missing, or too few cells have a label.
+        If a column is missing, too few cells have a label, or every batch is tiny.
     GeneMatchError
         If the measurements have no gene in common.
     """
@@ -118,6 +118,12 @@ def question(
             f"{min_cells} cells; at least {LEAST_CELLS} are needed. Choose other columns, or a smaller min_cells="
         )
     design = _design(label, batch, group, usable)
+    largest = int(np.bincount(design.batch[usable]).max())
+    if largest < min_cells:
+        raise ConfigError(
+            f"batch_key={batch_key!r} has {len(design.batches):,} values, none of them on more than {largest:,} cells; name a "
+            f"column of assays or batches of {min_cells} cells or more, or None for one batch"
+        )
     notes += _few(design, batch_key)
     columns = common_genes([m.source.var for m in data], species)
     if len(data) > 1:

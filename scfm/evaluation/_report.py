@@ -144,7 +144,8 @@ class RobustnessReport:
     def _head(self) -> str:
         p = self.parameters
         return (
-            f"{p['n_cells']:,} cells, {p['n_labels']} labels, {p['n_batches']} batches; 95 % intervals and differences to "
+            f"{p['n_cells']:,} cells, {_many(p['n_labels'], 'label', 'labels')}, {_many(p['n_batches'], 'batch', 'batches')}; "
+            "95 % intervals and differences to "
             f"PCA-50 by {p['n_boot']} bootstrap replicates over {p['n_units']:,} {p['over']}; seed {p['seed']}"
         )
 
@@ -220,6 +221,10 @@ class RobustnessReport:
             parameters={k: v.item() if isinstance(v, np.generic) else v for k, v in data["parameters"].items()},
             failed=[str(x) for x in data["failed"]],
         )
+
+
+def _many(n: int, one: str, several: str) -> str:
+    return f"{n} {one if n == 1 else several}"
 
 
 def _wide(table: pd.DataFrame, column: str, rows: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:

@@ -73,8 +73,8 @@ def verdict(outcome: Outcome, subject: str, confounded: Sequence[str], leakage: 
     compared = against_best(outcome, subject)
     if not compared:
         return (
-            f"{_caveat(outcome, confounded, people_known)} There is no baseline to compare {subject} with. So nothing is said "
-            "about it."
+            f"{_caveat(outcome, confounded, people_known)} No score of {subject} can be compared with that of a baseline. So "
+            "nothing is said about it."
         )
     worst = min(compared, key=lambda a: a.comparison.value)
     numbers = f"{worst.value:.3f} against {worst.best:.3f}"
@@ -108,7 +108,7 @@ def _sureness(outcome: Outcome, worst: Against, compared: Sequence[Against], lea
     ahead = sum(a.comparison.clear and a.comparison.value > 0 for a in compared)
     behind = sum(a.comparison.clear and a.comparison.value < 0 for a in compared)
     told = (
-        f"The difference is {c.value:+.3f} [{c.low:+.3f}, {c.high:+.3f}] over {units}: {clear}; of {_axes(compared)} it "
+        f"The difference is {c.value:+z.3f} [{c.low:+z.3f}, {c.high:+z.3f}] over {units}: {clear}; of {_axes(compared)} it "
         f"is clearly ahead of the best baseline on {ahead} and clearly behind on {behind}"
     )
     if leakage in LEAKY:
