@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,27 +135,27 @@ def floor_vectors(data: Mapping[str, AnnData], n: int, seed: int, **options: Any
     return out
 
 
-def score(case: Case, data: Mapping[str, AnnData], n_floor: int) -> dict[str, RobustnessReport]:
+def score(case: Case, data: Mapping[str, AnnData], n_floor: int) -> Iterator[tuple[str, RobustnessReport]]:
     """The whole report; and one on the cells that the random transformer saw, without alterations."""
     options = {"batch_key": case.batch_key, "label_key": case.label_key, "progress": True, **case.options}
-    reports = {"": scfm.tl.robustness(dict(data), **options)}
+    yield "", scfm.tl.robustness(dict(data), **options)
     if n_floor:
-        x = floor_vectors(data, n_floor, 0, **case.options)
-        seen, start, few, vectors = ~np.isnan(x).any(axis=1), 0, {}, []
-        for name, a in data.items():
-            here = seen[start : start + a.n_obs]
-            few[name] = a[here].copy()
-            vectors.append(x[start : start + a.n_obs][here])
-            start += a.n_obs
-        both = {
-            **options,
-            "models": ["scfm-mini"],
-            "use_rep": {FLOOR: np.concatenate(vectors)},
-            "stress": (),
-            "align": (),
-        }
-        reports["_floor"] = scfm.tl.robustness(few, **both)
-    return reports
+        yield "_floor", with_floor(data, n_floor, options, case.options)
+
+
+def with_floor(
+    data: Mapping[str, AnnData], n: int, options: Mapping[str, Any], to_embed: Mapping[str, Any]
+) -> RobustnessReport:
+    """The report on n cells, the random transformer beside everything else."""
+    x = floor_vectors(data, n, 0, **to_embed)
+    seen, start, few, vectors = ~np.isnan(x).any(axis=1), 0, {}, []
+    for name, a in data.items():
+        here = seen[start : start + a.n_obs]
+        few[name] = a[here].copy()
+        vectors.append(x[start : start + a.n_obs][here])
+        start += a.n_obs
+    own = {FLOOR: np.concatenate(vectors)}
+    return scfm.tl.robustness(few, **{**options, "models": ["scfm-mini"], "use_rep": own, "stress": (), "align": ()})
 
 
 def write(name: str, report: RobustnessReport) -> None:
@@ -225,7 +225,7 @@ def main() -> None:
     for name in args.case or CASES:
         begin = time.perf_counter()
         case = CASES[name]
-        for suffix, report in score(case, case.read(args.data), args.floor_cells).items():
+        for suffix, report in score(case, case.read(args.data), args.floor_cells):
             write(name + suffix, report)
             report.to_html(args.pages / f"robustness_{name}{suffix}.html")
             print(report)

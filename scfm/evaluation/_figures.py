@@ -62,6 +62,10 @@ def goodness(metric: str, values: pd.Series) -> pd.Series:
     return ((values - worst) / (best - worst)).clip(0, 1)
 
 
+LINE = 0.045
+"""Height of a name beside a point, as a share of what the points span."""
+
+
 def summary(report: RobustnessReport) -> Figure:
     """Scores as coloured dots, the larger the better; and the biology total against the batch total."""
     plt = _pyplot()
@@ -70,9 +74,12 @@ def summary(report: RobustnessReport) -> Figure:
         raise ConfigError("the report holds no scores of labels or batches; there is nothing to draw in a summary")
     totals = report.summary(("bio total", "batch total"))
     n, m = table.shape
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(4.2 + 0.42 * m + 4, 1.9 + 0.34 * n), width_ratios=(max(m, 6), 8), layout="constrained"
-    )
+    both = totals.shape[1] == 2
+    figure, axes = plt.subplots(
+        1, 1 + both, figsize=(4.2 + 0.42 * m + 4 * both, 1.9 + 0.34 * n), width_ratios=(max(m, 6), 8)[: 1 + both],
+        layout="constrained", squeeze=False,
+    )  # fmt: skip
+    left = axes[0, 0]
     colours = {"bio": "Blues", "transfer": "Purples", "batch": "Greens"}
     for x, metric in enumerate(table.columns):
         good = goodness(metric, table[metric])
@@ -82,7 +89,7 @@ def summary(report: RobustnessReport) -> Figure:
         )  # fmt: skip
         for y, value in enumerate(table[metric]):
             dark = good.iloc[y] > 0.75
-            left.text(x, y, "-" if np.isnan(value) else f"{value:.2f}", ha="center", va="center", fontsize=6.5,
+            left.text(x, y, "-" if np.isnan(value) else f"{value:z.2f}", ha="center", va="center", fontsize=6.5,
                       color="white" if dark else "black")  # fmt: skip
     arrows = [f"{c} {'↑' if METRICS[c].better == 'higher' else '↓'}" for c in table.columns]
     left.set_xticks(range(m), arrows, rotation=55, ha="left", fontsize=8)
@@ -91,26 +98,39 @@ def summary(report: RobustnessReport) -> Figure:
     left.set(xlim=(-0.7, m - 0.3), ylim=(n - 0.4, -0.6))
     left.tick_params(length=0)
     left.spines[:].set_visible(False)
-    _scatter(right, totals, report)
+    if both:
+        _scatter(axes[0, 1], totals, report)
     return figure
 
 
 def _scatter(axis: Any, totals: pd.DataFrame, report: RobustnessReport) -> None:
-    if totals.shape[1] < 2:
-        axis.axis("off")
-        return
     kinds = dict(zip(report.table["embedding"], report.table["kind"], strict=True))
     marks = {"model": "o", "embedding": "o", "aligned": "D", "baseline": "s", "control": "x"}
+    lifted = _lifted(totals)
     for name, row in totals.iterrows():
         kind = kinds[str(name)]
         axis.scatter(row["batch total"], row["bio total"], marker=marks[kind], s=40, label=name)
-        axis.annotate(str(name), (row["batch total"], row["bio total"]), xytext=(5, 3), textcoords="offset points",
+        axis.annotate(str(name), (row["batch total"], row["bio total"]), xytext=(5, 3 + lifted[str(name)]), textcoords="offset points",
                       fontsize=7)  # fmt: skip
     axis.set_xlabel("batches mixed (total)", fontsize=8.5)
     axis.set_ylabel("biology kept (total)", fontsize=8.5)
     axis.tick_params(labelsize=8)
     axis.margins(0.18)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _lifted(totals: pd.DataFrame) -> dict[str, float]:
+    """Points by which a name is moved up so that it lies on no other."""
+    span = (totals.max() - totals.min()).clip(lower=1e-9)
+    taken: list[tuple[float, float]] = []
+    lifted = {}
+    for name, row in (totals / span).sort_values("bio total").iterrows():
+        x, y = float(row["batch total"]), float(row["bio total"])
+        while any(abs(x - other) < 0.3 and abs(y - at) < LINE for other, at in taken):
+            y += LINE / 4
+        taken.append((x, y))
+        lifted[str(name)] = 150 * (y - float(row["bio total"]))
+    return lifted
 
 
 def stress_curves(report: RobustnessReport) -> Figure:
