@@ -98,17 +98,13 @@ def adapted_embedding(model: Any, folder: Path, n_axes: int = 128) -> Embed:
     recipe = ProjectionRecipe(**model.card.details["recipe"])
     statistics = load_statistics(folder, gene_vectors(model).astype(np.float64), recipe)
     recipe = replace(recipe, n_axes=n_axes)
-    fits: dict[frozenset[str], Embed] = {}
 
     def embed(sets: Sequence[Cells]) -> list[NDArray[Any]]:
         of_cells = [CellSet(log_values(s.counts, recipe.target_sum), s.measured) for s in sets]
-        key = frozenset(sha256(s.counts.data.tobytes() + s.counts.indices.tobytes()).hexdigest() for s in sets)
-        if key not in fits:
-            fit = extend(statistics, of_cells, recipe)
-            fits[key] = model_embedding(projection_model(fit, of_cells, recipe, model.vocabulary, model.card))
-        return fits[key](sets)
+        fit = extend(statistics, of_cells, recipe)
+        return model_embedding(projection_model(fit, of_cells, recipe, model.vocabulary, model.card))(sets)
 
-    return embed
+    return remembered(embed)
 
 
 def main() -> None:

@@ -208,6 +208,8 @@ def test_a_trained_model_learns_to_find_the_other_view(corpus, tmp_path):
     [
         ({"n_heads": 5}, "the width 12 of run is no multiple of model.n_heads 5"),
         ({"fresh": True}, "choose one"),
+        ({"start": None}, "name it with model.start"),
+        ({"n_layers": 0}, "model.n_layers is 0"),
     ],
 )
 def test_impossible_layers_are_refused(corpus, tmp_path, entries, words):
@@ -227,6 +229,8 @@ def test_layers_go_on_top_of_models_without_layers_only(corpus, tmp_path):
 def test_the_shipped_configuration_of_layers_can_be_read():
     from pathlib import Path
 
-    config = PretrainConfig.read(Path(__file__).parents[1] / "configs" / "scfm-mini-trunk.yaml")
+    configs = Path(__file__).parents[1] / "configs"
+    config = PretrainConfig.read(configs / "scfm-mini-trunk.yaml")
+    assert config.corpus.files == ProjectionConfig.read(configs / "scfm-mini.yaml").corpus.files
     assert config.model.on_top
     assert config.build_objective().leash > 0

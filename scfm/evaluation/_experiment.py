@@ -199,7 +199,6 @@ class _Round:
         self.plan, self.outcome, self.number, self.of, self.progress = plan, outcome, number, n, progress
         self.cells = cells_of(plan, rows)
         self.vectors_of: dict[str, NDArray[np.float32]] = {}
-        self.setting: Setting | None = None
         self.design = plan.design[rows]
 
     def run(self) -> None:
@@ -299,16 +298,16 @@ class _Round:
         subjects = [s for s in scored if s.can_be_stressed]
         if not self.plan.stress or not subjects:
             return
-        self.setting = setting(self.cells.parts, self.cells.batch, self.plan.seed)
+        where = setting(self.cells.parts, self.cells.batch, self.plan.seed)
         spaces = {s.name: _Before(self._space(self.vectors_of[s.name]), self.plan.seed) for s in subjects}
         several = len(np.unique(self.known.label)) > 1
         if several:
             for name, before in spaces.items():
                 self._add(name, {f"stressed kNN | {UNSTRESSED}": [before.unaltered()]})
-        draws = [(stress, draw) for stress in self._possible() for draw in range(self.plan.n_draws)]
+        draws = [(stress, draw) for stress in self._possible(where) for draw in range(self.plan.n_draws)]
         found: dict[str, dict[str, list[Score]]] = {}
         # the next draw is altered and embedded while this one is scored
-        altered = in_background(lambda which: self._altered(subjects, *which), draws, ahead=1)
+        altered = in_background(lambda which: self._altered(subjects, where, *which), draws, ahead=1)
         for (stress, draw), vectors in zip(draws, altered, strict=True):
             self._say(f"{stress.kind} {stress}: all embeddings")
             if draw == 0:
@@ -323,22 +322,22 @@ class _Round:
                 for name, scores in found.items():
                     self._add(name, scores)
 
-    def _possible(self) -> list[Stress]:
+    def _possible(self, where: Setting) -> list[Stress]:
         """Alterations that these cells have genes enough for; the others are noted."""
-        assert self.setting is not None
-        there = [stress for stress in self.plan.stress if possible(stress, self.setting)]
+        there = [stress for stress in self.plan.stress if possible(stress, where)]
         for stress in self.plan.stress:
             if stress not in there:
                 self.outcome.note(f"Fewer than {stress} are expressed, so panels of that size were left out.")
                 self._step(self.plan.n_draws)
         return there
 
-    def _altered(self, subjects: Sequence[Subject], stress: Stress, draw: int) -> dict[str, NDArray[np.float32]]:
-        assert self.setting is not None
-        kept = kept_genes(stress, self.setting, draw)
+    def _altered(
+        self, subjects: Sequence[Subject], where: Setting, stress: Stress, draw: int
+    ) -> dict[str, NDArray[np.float32]]:
+        kept = kept_genes(stress, where, draw)
         made: dict[str, list[NDArray[np.float32]]] = {s.name: [] for s in subjects}
         for number in range(len(self.cells.parts)):
-            for block in altered_blocks(stress, self.setting, number, draw):
+            for block in altered_blocks(stress, where, number, draw):
                 here: dict[str, NDArray[np.float32]] = {}
                 for subject in subjects:
                     here[subject.name] = subject.stressed(self.cells, Altered(number, block, kept), here)

@@ -57,7 +57,14 @@ def bag_model(tables: Mapping[str, NDArray[Any]], tokenizer: BagTokenizer, card:
 
 
 def with_layers(
-    model: FoundationModel, name: str, *, n_layers: int, n_heads: int, ff: int | None = None, max_length: int
+    model: FoundationModel,
+    name: str,
+    *,
+    n_layers: int,
+    n_heads: int,
+    ff: int | None = None,
+    max_length: int,
+    dropout: float = 0.0,
 ) -> FoundationModel:
     """A model made by `bag_model` with attention layers on top, which at first change nothing.
 
@@ -74,6 +81,8 @@ def with_layers(
         Sizes; the width stays, ``ff`` None: four times the width.
     max_length
         Tokens of a cell.
+    dropout
+        While training: after each branch and of the attention weights.
 
     Raises
     ------
@@ -100,6 +109,8 @@ def with_layers(
             norm="pre",
             activation="gelu",
             zero_residual=True,
+            dropout=dropout,
+            attention_dropout=dropout,
         ),
         terms={
             **bags,

@@ -170,11 +170,9 @@ def new_model(sizes: ModelConfig, corpus: Corpus | None, name: str) -> Foundatio
     ConfigError
         If sizes do not fit together, or the vocabulary is unknown.
     """
+    check_sizes(sizes)
     if sizes.width % sizes.n_heads:
         raise ConfigError(f"model.width {sizes.width} is no multiple of model.n_heads {sizes.n_heads}")
-    for field in ("n_layers", "width", "n_heads", "max_length"):
-        if getattr(sizes, field) < 1:
-            raise ConfigError(f"model.{field} is {getattr(sizes, field)}; at least 1 is needed")
     kind = ARCHITECTURES[sizes.kind]
     vocabulary, scale = words(sizes, corpus, kind.specials)
     tokenizer = kind.tokenizer(vocabulary, scale, sizes)
@@ -188,6 +186,13 @@ def new_model(sizes: ModelConfig, corpus: Corpus | None, name: str) -> Foundatio
         licence="that of whoever trained it",
     )
     return FoundationModel(CellTransformer(config), tokenizer, card)
+
+
+def check_sizes(sizes: ModelConfig) -> None:
+    """Raise a `ConfigError` unless every size is 1 at least."""
+    for field in ("n_layers", "width", "n_heads", "max_length"):
+        if getattr(sizes, field) < 1:
+            raise ConfigError(f"model.{field} is {getattr(sizes, field)}; at least 1 is needed")
 
 
 def _config(kind: Architecture, rows: int, sizes: ModelConfig) -> CellTransformerConfig:

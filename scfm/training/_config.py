@@ -79,7 +79,7 @@ class ModelConfig:
     kind
         Without ``start``: what a new model reads; see `scfm.training.ARCHITECTURES`.
     n_layers, width, n_heads, ff, dropout
-        Sizes of a new model or of layers on top; ``ff`` None: four times the width.
+        Sizes of a new model, or of layers on top, which keep the width of their start; ``ff`` None: four times the width.
     max_length
         Tokens of the longest cell.
     vocabulary

@@ -16,7 +16,7 @@ from scfm import models
 from scfm.errors import ConfigError, require
 from scfm.models import FoundationModel
 from scfm.models._bag_model import with_layers
-from scfm.training._architectures import add_heads, new_model, reset
+from scfm.training._architectures import add_heads, check_sizes, new_model, reset
 from scfm.training._cells import Cells, LiveCells
 from scfm.training._config import ModelConfig, PretrainConfig
 from scfm.training._corpus import Corpus
@@ -72,6 +72,8 @@ def prepare_model(
     """
     wanted, name = settings.model, settings.output.name or Path(settings.output.folder).name
     if wanted.start is None:
+        if wanted.on_top:
+            raise ConfigError("model.on_top puts layers on a model: name it with model.start, for example scfm-mini")
         model = new_model(wanted, source if isinstance(source, Corpus) else None, name)
     else:
         model = _started(wanted, name)
@@ -88,10 +90,11 @@ def prepare_model(
 
 def _started(wanted: ModelConfig, name: str) -> FoundationModel:
     """What a run makes of the model that it starts from."""
-    model = models.load(str(wanted.start))
     if wanted.on_top and wanted.fresh:
         raise ConfigError("model.fresh draws all weights anew, model.on_top keeps them; choose one")
+    model = models.load(str(wanted.start))
     if wanted.on_top:
+        check_sizes(wanted)
         return with_layers(
             model,
             name,
@@ -99,6 +102,7 @@ def _started(wanted: ModelConfig, name: str) -> FoundationModel:
             n_heads=wanted.n_heads,
             ff=wanted.ff,
             max_length=wanted.max_length,
+            dropout=wanted.dropout,
         )
     return reset(model, name) if wanted.fresh else replace(model, card=replace(model.card, name=name))
 
