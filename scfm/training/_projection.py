@@ -43,6 +43,8 @@ class ProjectionRecipe:
         1 would let the noise of rare genes in deep cells drown everything, 0 hides all but the abundant genes.
     clip
         Scaled values are cut there while fitting.
+    steadying
+        How much genes count less in a cell's vector whose level differs between sets (`Moments.steadiness`).
     whitening
         Each axis is divided by its singular value to this power.
     evening
@@ -60,11 +62,12 @@ class ProjectionRecipe:
     max_cells: int = 1500
     min_genes: int = 100
     measured_in: float = 0.3
-    scaling: float = 0.75
-    weighting: float = 0.5
+    scaling: float = 0.25
+    weighting: float = 0.65
     clip: float = 10.0
-    whitening: float = 0.5
-    evening: float = 0.3
+    steadying: float = 20.0
+    whitening: float = 0.25
+    evening: float = 3.0
     excess_axes: int = 64
     excess_weight: float = 0.2
     few_counts: float = 2.0
@@ -158,6 +161,19 @@ class Moments:
         varies = deviation > 0
         return np.where(varies, deviation, 1.0) ** exponent * varies
 
+    def steadiness(self, amount: float) -> NDArray[np.float64]:
+        """(V,) 1 over the root of 1 + ``amount`` r, for a gene whose means of sets scatter r times as much as the cells of a set.
+
+        Low for the genes of ribosomes, mitochondria and stress, whose level is that of the assay or the study.
+        """
+        between = (self.means**2).sum(axis=0) / np.maximum(self.sets, 1) - self.center**2
+        within = self.squares / np.maximum(self.cells, 1)
+        return np.asarray((1 + amount * between.clip(0) / np.where(within > 0, within, 1)) ** -0.5)
+
+    def weights(self, recipe: ProjectionRecipe) -> NDArray[np.float64]:
+        """(V,) what the axes of a gene are multiplied by in its vector."""
+        return self.power_of_deviation(-recipe.weighting) * self.steadiness(recipe.steadying)
+
 
 @dataclass(frozen=True, eq=False)
 class Projection:
@@ -180,8 +196,7 @@ class Projection:
     def vectors(self, recipe: ProjectionRecipe) -> NDArray[np.float64]:
         """(V, n_axes) vector of each gene, the direction of the mean cell included."""
         k = recipe.n_axes
-        weight = self.moments.power_of_deviation(-recipe.weighting)
-        return self.axes[:, :k] * weight[:, None] / self.singular[:k] ** recipe.whitening
+        return self.axes[:, :k] * self.moments.weights(recipe)[:, None] / self.singular[:k] ** recipe.whitening
 
 
 def fit(sets: Sequence[CellSet], recipe: ProjectionRecipe) -> Projection:
@@ -356,6 +371,6 @@ def load_statistics(folder: str | Path, table: NDArray[np.floating], recipe: Pro
     moments = Moments(*(s[name].astype(float) for name in ("sets", "cells", "means", "squares")))
     plain = np.linalg.solve(s["even"].astype(float).T, table.T * float(s["length"])).T
     vectors = plain + np.outer(s["along"], s["middle"])
-    weight = moments.power_of_deviation(-recipe.weighting)
+    weight = moments.weights(recipe)
     axes = vectors * s["singular"] ** recipe.whitening / np.where(weight > 0, weight, 1)[:, None]
     return Projection(moments, axes, s["singular"])
