@@ -140,7 +140,8 @@ def score(case: Case, data: Mapping[str, AnnData], n_floor: int) -> Iterator[tup
     options = {"batch_key": case.batch_key, "label_key": case.label_key, "progress": True, **case.options}
     yield "", scfm.tl.robustness(dict(data), **options)
     if n_floor:
-        yield "_floor", with_floor(data, n_floor, options, case.options)
+        to_embed = {name: value for name, value in case.options.items() if name == "orthologues"}
+        yield "_floor", with_floor(data, n_floor, options, to_embed)
 
 
 def with_floor(
