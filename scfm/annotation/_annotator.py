@@ -325,19 +325,8 @@ class Annotator:
             stored = stored_vectors(adata, self.space, use_rep)
             if stored is None:
                 computing = load_model(model or self.space.model, reading.context, device)
-                self._check_model(computing)
+                _check_model(self.space, computing)
         return Cells(adata, reading, computing, stored, self.genes)
-
-    def _check_model(self, model: models.FoundationModel | None) -> None:
-        assert self.space is not None
-        space = self.space
-        found = None if model is None else (model.card.name, model.config.readout, model.config.hidden_layer)
-        width = None if model is None else model.embedding_width()
-        if found != (space.model, space.pooling, space.hidden_layer) or width != space.width:
-            raise ConfigError(
-                f"the reference was embedded by {space} ({space.width} axes, read-out {space.pooling}), the query would be by "
-                f"{found and found[0]} ({width} axes); use the same model for both"
-            )
 
     def _look(self, part: Part, measured: NDArray[np.bool_] | None) -> tuple[Floats, dict[str, Floats]]:
         """Calibrated probabilities (n, K) and distances (n,) of consecutive cells, NaN where nothing is known."""
@@ -372,3 +361,14 @@ class Annotator:
 
 def _nothing(known: Annotator, rule: Rule) -> Any:
     return decide(np.zeros((0, len(known.classes))), {}, known.rejection, rule, None)
+
+
+def _check_model(space: Space, model: models.FoundationModel | None) -> None:
+    """Raise a `ConfigError` unless the model is the one that the reference was embedded by."""
+    found = None if model is None else (model.card.name, model.config.readout, model.config.hidden_layer)
+    width = None if model is None else model.embedding_width()
+    if found != (space.model, space.pooling, space.hidden_layer) or width != space.width:
+        raise ConfigError(
+            f"the reference was embedded by {space} ({space.width} axes, read-out {space.pooling}), the query would be by "
+            f"{found and found[0]} ({width} axes); use the same model for both"
+        )

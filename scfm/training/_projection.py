@@ -155,20 +155,24 @@ class Moments:
         """(V,) highest mean of a gene in any set."""
         return np.asarray(self.means.max(axis=0), dtype=np.float32)
 
+    @property
+    def within(self) -> NDArray[np.float64]:
+        """(V,) pooled variance within sets; 0 for genes that none measured."""
+        return np.asarray(self.squares / np.maximum(self.cells, 1))
+
     def power_of_deviation(self, exponent: float) -> NDArray[np.float64]:
         """(V,) pooled standard deviation within sets to a power; 0 for genes that do not vary."""
-        deviation = np.sqrt(self.squares / np.maximum(self.cells, 1))
+        deviation = np.sqrt(self.within)
         varies = deviation > 0
         return np.where(varies, deviation, 1.0) ** exponent * varies
 
     def steadiness(self, amount: float) -> NDArray[np.float64]:
         """(V,) 1 over the root of 1 + ``amount`` r, for a gene whose means of sets scatter r times as much as the cells of a set.
 
-        Low for the genes of ribosomes, mitochondria and stress, whose level is that of the assay or the study.
+        Low for genes whose level is that of the assay, the study or the tissue: those of ribosomes first.
         """
         between = (self.means**2).sum(axis=0) / np.maximum(self.sets, 1) - self.center**2
-        within = self.squares / np.maximum(self.cells, 1)
-        return np.asarray((1 + amount * between.clip(0) / np.where(within > 0, within, 1)) ** -0.5)
+        return np.asarray((1 + amount * between.clip(0) / np.where(self.within > 0, self.within, 1)) ** -0.5)
 
     def weights(self, recipe: ProjectionRecipe) -> NDArray[np.float64]:
         """(V,) what the axes of a gene are multiplied by in its vector."""
