@@ -16,6 +16,8 @@ from scfm.genes._table import canonical_species, has_table
 from scfm.genes._vocabulary import GeneVocabulary
 
 Found = tuple[int, How]
+REMEMBERED = 2**17
+"""Names whose answer is kept: data sets of a session share most of their genes, and several columns of one the names."""
 
 
 class _Claims(NamedTuple):
@@ -38,8 +40,9 @@ class Lookup:
         self.species = canonical_species(vocabulary.species)
         self.upper = vocabulary.rule.upper and vocabulary.namespace == "symbol"
         self.exact = {name: i for i, name in enumerate(vocabulary.names) if genes[i]}
+        self.find = lru_cache(maxsize=REMEMBERED)(self._find)
 
-    def find(self, name: str) -> Found | None:
+    def _find(self, name: str) -> Found | None:
         """Token id and how the name was recognised; None where the model has no such gene."""
         token = self.exact.get(name)
         if token is not None and name not in MISSING:

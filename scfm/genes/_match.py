@@ -148,7 +148,7 @@ def match(
     if orthologues is not None or 2 * choice.n_evident < len(choice.names):
         idea = impression(choice.names, vocabulary)
     else:
-        idea = foreign_ids(choice.names, own)
+        idea = foreign_ids(choice.unmatched, own)
     translation = None
     if orthologues is not None:
         source = given or _source_species(choice, own, idea)
@@ -182,6 +182,14 @@ class _Choice:
     @cached_property
     def n_matched(self) -> int:
         return len(self.found) - self.found.count(None)
+
+    @cached_property
+    def unmatched(self) -> list[str]:
+        return [name for name, found in zip(self.names, self.found, strict=True) if found is None]
+
+    def recognised(self, how: How) -> list[str]:
+        """Names that were found in this way."""
+        return [name for name, found in zip(self.names, self.found, strict=True) if found and found[1] is how]
 
     @cached_property
     def n_evident(self) -> int:
@@ -317,7 +325,6 @@ def _result(
         for where in several.values():
             columns[where[1:]] = -1
     how = Counter(found[1] for found, token in zip(choice.found, columns, strict=True) if found and token >= 0)
-    unmatched = [name for name, found in zip(choice.names, choice.found, strict=True) if found is None]
     report = MatchReport(
         policy=policy,
         gene_key=choice.key,
@@ -337,7 +344,7 @@ def _result(
             for token in sorted(several)[:SAMPLE]
         },
         how={kind.label: how[kind] for kind in sorted(how)},
-        unmatched=tuple(unmatched[:SHOWN]),
+        unmatched=tuple(choice.unmatched[:SHOWN]),
         notes=choice.notes + tuple(_notes(choice, vocabulary, policy, idea, translation)),
     )
     return GeneMatch(columns, duplicates, report)
@@ -350,7 +357,6 @@ def _notes(
     idea: Impression | None,
     translation: Orthologues | None,
 ) -> Iterator[str]:
-    pairs = list(zip(choice.names, choice.found, strict=True))
     if translation is not None:
         partners = sum(translation.find(name) is not None for name in choice.names)
         left_out = (
@@ -360,13 +366,12 @@ def _notes(
             f"{translation.species} names were translated through {translation.source}: {partners:,} of "
             f"{len(choice.names):,} have an orthologue{left_out}"
         )
-    respelled = [name for name, found in pairs if found and found[1] is How.SPELLING]
+    respelled = choice.recognised(How.SPELLING)
     if respelled:
         yield f"{counted(len(respelled), 'name')} read without a suffix or in their plain spelling ({_some(respelled)})"
     if policy == "resolve" and translation is None:
         lookup = lookup_of(vocabulary)
-        current = dict.fromkeys(name for name, found in pairs if found and found[1] is How.CURRENT)
-        unclear = [name for name in current if lookup.rivals(name)]
+        unclear = [name for name in dict.fromkeys(choice.recognised(How.CURRENT)) if lookup.rivals(name)]
         if unclear:
             yield f"{counted(len(unclear), 'symbol')} shared by several ids; the first protein-coding one taken ({_some(unclear)})"
     if idea is not None and worth_a_note(idea, len(choice.names)):

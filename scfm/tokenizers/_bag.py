@@ -16,7 +16,7 @@ from scfm.genes import GeneVocabulary
 from scfm.tokenizers._base import Tokenizer
 from scfm.tokenizers._cells import Slots, gather, keys
 from scfm.tokenizers._context import resolve_context
-from scfm.tokenizers._edits import put_in_front, select
+from scfm.tokenizers._edits import put_in_front
 from scfm.tokenizers._layout import special_ids, statistics
 from scfm.tokenizers._tokens import Tokens
 
@@ -121,8 +121,9 @@ class BagTokenizer(Tokenizer):
         if self.usual is None:
             return replace(tokens, parts={"bag": bag})
         few = np.log1p(self.target_sum * self.few_counts / np.maximum(tokens.per_cell["depth"], 1.0))
-        excess = _excess(bag.offsets, bag.ids, bag.values, self.usual, np.maximum(few, self.least).astype(np.float32))
-        above = replace(select(bag, excess > 0), values=excess[excess > 0])
+        least = np.maximum(few, self.least).astype(np.float32)
+        offsets, ids, values = _above(bag.offsets, bag.ids, bag.values, self.usual, least)
+        above = Tokens(ids=ids, offsets=offsets, values=values, vocabulary=self.vocabulary)
         return replace(tokens, parts={"bag": bag, "excess": above})
 
     def _first_genes(self, tokens: Tokens, bag: Tokens) -> Tokens:
@@ -161,10 +162,17 @@ def _log_values(offsets, counts, depth, target_sum):  # type: ignore[no-untyped-
 
 
 @njit(nogil=True, cache=True)
-def _excess(offsets, ids, values, usual, least):  # type: ignore[no-untyped-def]
-    """(E,) float32 by how much each value is above its gene's usual one and what its cell asks for beyond; 0 below."""
-    out = np.empty(len(ids), np.float32)
+def _above(offsets, ids, values, usual, least):  # type: ignore[no-untyped-def]
+    """Genes above their usual value and what their cell asks for beyond: offsets, ids, and float32 by how much."""
+    begins = np.zeros(len(offsets), np.int64)
+    genes, excess = np.empty(len(ids), np.int32), np.empty(len(ids), np.float32)
+    n = 0
     for i in range(len(offsets) - 1):
         for k in range(offsets[i], offsets[i + 1]):
-            out[k] = max(values[k] - usual[ids[k]] - least[i], np.float32(0.0))
-    return out
+            x = values[k] - usual[ids[k]] - least[i]
+            if x > 0:
+                genes[n], excess[n] = ids[k], x
+                n += 1
+        begins[i + 1] = n
+    # copies, so that the long arrays can go
+    return begins, genes[:n].copy(), excess[:n].copy()
