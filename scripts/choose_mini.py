@@ -1,6 +1,6 @@
 """Compare recipes of scfm-mini on labelled files of the corpus that took no part in the fit.
 
-    python scripts/choose_mini.py DATA [--recipes NAME ...]
+    python scripts/choose_mini.py DATA [--adapted] [--recipes NAME ...]
 
 Three fits per recipe: each without half of the labelled files, and without four files of blood. Rows of the halves: mean over the files of the 5-fold label transfer
 within a file, with the query as it is, thinned to 200 counts, cut to 500 genes, and with the rate of every gene changed
@@ -9,6 +9,8 @@ counts as they are and other rates; and the transfer between human and mouse pan
 Rows of the blood: transfer from each file to each other one, and mixing of the files within labels (iLISI). Three of the
 four have no labels; all are named by a classifier of the sorted cells, cluster by cluster. ``reference/`` and
 ``benchmark/`` are not looked at.
+
+``--adapted``: the shipped recipe fitted in this way, taken up again by each candidate with the cells that are scored.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from numpy.typing import NDArray
 from transfer_protocol import (
     Cells,
     Embed,
+    adapted,
+    centred,
     every_pair,
     f1,
     folds,
@@ -80,6 +84,18 @@ RECIPES = {
     "excess weight 0.4": replace(SHIPPED, excess_weight=0.4),
     "128 axes": replace(SHIPPED, n_axes=128),
     "1,000 counts": replace(SHIPPED, target_sum=1000.0),
+}
+ADAPTED = {
+    f"adapted, {name}": replace(SHIPPED, **{"n_axes": 128, **changes})
+    for name, changes in {
+        "as it is": {},
+        "64 axes": {"n_axes": 64},
+        "192 axes": {"n_axes": 192},
+        "without excess": {"excess_axes": 0},
+        "excess weight 0.1": {"excess_weight": 0.1},
+        "evening 10": {"evening": 10.0},
+        "whitening 0": {"whitening": 0.0},
+    }.items()
 }
 CARD = ModelCard(name="candidate", family="scfm", title="a candidate", species="human", licence="none")
 Files = dict[str, tuple[Cells, pd.DataFrame]]
@@ -209,8 +225,13 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with corpus/")
-    parser.add_argument("--recipes", nargs="*", default=[*RECIPES], choices=[*RECIPES])
+    parser.add_argument("--adapted", action="store_true", help="take the shipped fit up again with the cells scored")
+    parser.add_argument("--recipes", nargs="*", help="some of the candidates; default: all")
     args = parser.parse_args()
+    candidates = ADAPTED if args.adapted else RECIPES
+    chosen = [*candidates] if args.recipes is None else args.recipes
+    if unknown := {*chosen} - {*candidates}:
+        parser.error(f"no recipe {sorted(unknown)}; there are {sorted(candidates)}")
     names = coding_vocabulary("human")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", genes.CoverageWarning)
@@ -236,6 +257,8 @@ def main() -> None:
         fits = replace(SHIPPED, scaling=recipe.scaling, target_sum=recipe.target_sum)
         if fits not in fitted:
             fitted[fits] = [training.fit([*sets.values()], fits) for sets in cells]
+        if args.adapted:
+            return [adapted(fit, recipe, names, CARD) for fit in fitted[fits]]
         return [
             model_embedding(projection_model(fit, [*sets.values()], recipe, names, CARD))
             for fit, sets in zip(fitted[fits], cells, strict=True)
@@ -247,8 +270,11 @@ def main() -> None:
     head = [*queries(altered[LINES]["as it is"][0]), "donors", "lines", "species", "mean", "blood", "iLISI"]
     print("| recipe |", *(f"{x} |" for x in head))
     print("| --- |", "---: |" * len(head), flush=True)
-    for name in args.recipes:
-        report(name, score(embeds(RECIPES[name]), files, altered, blood))
+    for name in chosen:
+        of_sets = embeds(candidates[name])
+        report(name, score(of_sets, files, altered, blood))
+        if args.adapted:
+            report(f"{name}, centred", score([*map(centred, of_sets)], files, altered, blood))
     report("random projection", score([random_projection] * 3, files, altered, blood))
 
 

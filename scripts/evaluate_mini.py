@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,31 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
-from transfer_protocol import Cells, Embed, evaluated_files, model_embedding, protocol, random_projection
+from transfer_protocol import (
+    Cells,
+    Embed,
+    adapted,
+    centred,
+    evaluated_files,
+    model_embedding,
+    protocol,
+    random_projection,
+    remembered,
+)
 
 from scfm.evaluation._baselines import fit_scvi, harmony, log_values
 from scfm.models._bag_model import gene_vectors
 from scfm.models._registry import locate
-from scfm.training._fit_projection import projection_model
-from scfm.training._projection import CellSet, ProjectionRecipe, extend, load_statistics
+from scfm.training._projection import ProjectionRecipe, load_statistics
 
 
-def pca(sets: Sequence[Cells], *, n_genes: int = 2000, n_axes: int = 50, per_set: bool = False) -> list[NDArray[Any]]:
-    """PCA of log1p counts per 10,000 of highly variable genes, fitted on the very cells; ``per_set``: centred by set."""
+def pca(
+    sets: Sequence[Cells], *, n_genes: int = 2000, n_axes: int = 50, scaled: bool = False, per_set: bool = False
+) -> list[NDArray[Any]]:
+    """PCA of log1p counts per 10,000 of highly variable genes, fitted on the very cells.
+
+    ``scaled``: each gene at unit variance, cut at 10, as in many a tutorial; ``per_set``: centred by set.
+    """
     import anndata
     import scanpy as sc
 
@@ -39,7 +52,11 @@ def pca(sets: Sequence[Cells], *, n_genes: int = 2000, n_axes: int = 50, per_set
     shared = np.logical_or.reduce([s.measured for s in sets])
     adata = anndata.AnnData(x[:, shared].astype(np.float32))
     sc.pp.highly_variable_genes(adata, n_top_genes=n_genes)
-    dense = adata.X[:, adata.var["highly_variable"].to_numpy()].toarray()
+    adata = adata[:, adata.var["highly_variable"]].copy()
+    adata.X = adata.X.toarray()
+    if scaled:
+        sc.pp.scale(adata, max_value=10)
+    dense = adata.X
     parts = np.split(dense, np.cumsum([len(s) for s in sets])[:-1])
     if per_set:
         dense = np.concatenate([p - p.mean(0) for p in parts])
@@ -47,9 +64,9 @@ def pca(sets: Sequence[Cells], *, n_genes: int = 2000, n_axes: int = 50, per_set
     return np.split(u * s, np.cumsum([len(s) for s in sets])[:-1])
 
 
-def pca_harmony(sets: Sequence[Cells]) -> list[NDArray[Any]]:
+def pca_harmony(sets: Sequence[Cells], *, scaled: bool = False) -> list[NDArray[Any]]:
     """PCA, corrected for the set by Harmony; a single set stays as it is."""
-    x = pca(sets)
+    x = pca(sets, scaled=scaled)
     if len(sets) == 1:
         return x
     sizes = [len(s) for s in sets]
@@ -65,19 +82,6 @@ def scvi(sets: Sequence[Cells]) -> list[NDArray[Any]]:
     return np.split(fit_scvi(counts, np.repeat(np.arange(len(sets)), sizes), 0).cells, np.cumsum(sizes)[:-1])
 
 
-def remembered(embed: Embed) -> Embed:
-    """The same, where what was fitted on the same sets, in any order, is not fitted again."""
-    known: dict[frozenset[str], dict[str, NDArray[Any]]] = {}
-
-    def once(sets: Sequence[Cells]) -> list[NDArray[Any]]:
-        names = [sha256(s.counts.data.tobytes() + s.counts.indices.tobytes()).hexdigest() for s in sets]
-        if frozenset(names) not in known:
-            known[frozenset(names)] = dict(zip(names, embed(sets), strict=True))
-        return [known[frozenset(names)][name] for name in names]
-
-    return once
-
-
 def random_network(vocabulary: Any) -> Embed:
     """A transformer over ranked genes whose weights are drawn, not learnt."""
     from scfm.training._architectures import new_model, seeded
@@ -88,23 +92,11 @@ def random_network(vocabulary: Any) -> Embed:
     return model_embedding(new_model(sizes, None, "random network"), vocabulary)
 
 
-def centred(embed: Embed) -> Embed:
-    """Each set minus its mean."""
-    return lambda sets: [x - x.mean(0) for x in embed(sets)]
-
-
 def adapted_embedding(model: Any, folder: Path, n_axes: int = 128) -> Embed:
     """The vectors of the model fitted again to its corpus and all sets together, each a set of its own."""
     recipe = ProjectionRecipe(**model.card.details["recipe"])
     statistics = load_statistics(folder, gene_vectors(model).astype(np.float64), recipe)
-    recipe = replace(recipe, n_axes=n_axes)
-
-    def embed(sets: Sequence[Cells]) -> list[NDArray[Any]]:
-        of_cells = [CellSet(log_values(s.counts, recipe.target_sum), s.measured) for s in sets]
-        fit = extend(statistics, of_cells, recipe)
-        return model_embedding(projection_model(fit, of_cells, recipe, model.vocabulary, model.card))(sets)
-
-    return remembered(embed)
+    return adapted(statistics, replace(recipe, n_axes=n_axes), model.vocabulary, model.card)
 
 
 def main() -> None:
@@ -119,7 +111,7 @@ def main() -> None:
     args = parser.parse_args()
     model = scfm.models.load(args.model)
     files = dict(evaluated_files(args.data, model.vocabulary))
-    zero_shot, adapted = model_embedding(model), adapted_embedding(model, locate(args.model)[0])
+    zero_shot, fitted_again = model_embedding(model), adapted_embedding(model, locate(args.model)[0])
     embeddings = {
         args.model: zero_shot,
         f"{args.model} centred per set": centred(zero_shot),
@@ -128,8 +120,11 @@ def main() -> None:
         "PCA-50 of HVG-2000, fitted on these cells": pca,
         "the same, centred per set": lambda sets: pca(sets, per_set=True),
         "the same with Harmony": pca_harmony,
-        f"{args.model} adapted": adapted,
-        f"{args.model} adapted, centred per set": centred(adapted),
+        "PCA of scaled genes": lambda sets: pca(sets, scaled=True),
+        "PCA of scaled genes, centred per set": lambda sets: pca(sets, scaled=True, per_set=True),
+        "PCA of scaled genes with Harmony": lambda sets: pca_harmony(sets, scaled=True),
+        f"{args.model} adapted": fitted_again,
+        f"{args.model} adapted, centred per set": centred(fitted_again),
     }
     if find_spec("scvi"):
         embeddings["scVI, fitted on these cells"] = remembered(scvi)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,37 @@ def model_embedding(model: Any, vocabulary: Any = None) -> Embed:
         return model.embed_cells(model.tokenizer.tokenize_block(block, match(names, model.vocabulary)))
 
     return lambda sets: [one(s) for s in sets]
+
+
+def remembered(embed: Embed) -> Embed:
+    """The same, where what was fitted on the same sets, in any order, is not fitted again."""
+    known: dict[frozenset[str], dict[str, NDArray[Any]]] = {}
+
+    def once(sets: Sequence[Cells]) -> list[NDArray[Any]]:
+        names = [sha256(s.counts.data.tobytes() + s.counts.indices.tobytes()).hexdigest() for s in sets]
+        if frozenset(names) not in known:
+            known[frozenset(names)] = dict(zip(names, embed(sets), strict=True))
+        return [known[frozenset(names)][name] for name in names]
+
+    return once
+
+
+def centred(embed: Embed) -> Embed:
+    """Each set minus its mean."""
+    return lambda sets: [x - x.mean(0) for x in embed(sets)]
+
+
+def adapted(fit: Any, recipe: Any, vocabulary: Any, card: Any) -> Embed:
+    """The gene vectors of a fit taken up again with all sets together, each a set of its own."""
+    from scfm.training._fit_projection import projection_model
+    from scfm.training._projection import CellSet, extend
+
+    def embed(sets: Sequence[Cells]) -> list[NDArray[Any]]:
+        of_cells = [CellSet(log_values(s.counts, recipe.target_sum), s.measured) for s in sets]
+        extended = extend(fit, of_cells, recipe)
+        return model_embedding(projection_model(extended, of_cells, recipe, vocabulary, card))(sets)
+
+    return remembered(embed)
 
 
 def genes_of(vocabulary: Any) -> NDArray[np.int64]:
