@@ -25,11 +25,12 @@ PANELS = {
         "scfm-mini centred per set": "scfm-mini, centred",
         "scfm-mini adapted, centred per set": "scfm-mini, adapted and centred",
         "the same, centred per set": "PCA-50, centred",
+        "PCA of scaled genes, centred per set": "PCA-50 of scaled genes, centred",
         "the same with Harmony": "PCA-50 + Harmony",
         "scVI, fitted on these cells": "scVI",
     },
 }
-OURS, OTHERS = ("#0b5394", "#3d85c6"), ("#b45f06", "#674ea7", "#7f7f7f", "#bf9000")
+OURS, OTHERS = ("#0b5394", "#3d85c6"), ("#b45f06", "#674ea7", "#7f7f7f", "#bf9000", "#38761d")
 
 
 def draw(scores: pd.DataFrame, out: Path) -> None:
@@ -40,7 +41,7 @@ def draw(scores: pd.DataFrame, out: Path) -> None:
         there = {name: label for name, label in shown.items() if name in set(scores["embedding"])}
         ours, others = iter(OURS), iter(OTHERS)
         for number, (name, label) in enumerate(there.items()):
-            of = scores[scores["embedding"] == name].set_index("row").loc[rows]
+            of = scores[scores["embedding"] == name].set_index("row").reindex(rows)
             mine = name.startswith("scfm-mini")
             y = np.arange(len(rows)) + 0.14 * (number - (len(there) - 1) / 2)
             spread = np.abs(of[["low", "high"]].to_numpy().T - of["value"].to_numpy())
