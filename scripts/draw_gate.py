@@ -30,7 +30,7 @@ PANELS = {
         "scVI, fitted on these cells": "scVI",
     },
 }
-OURS, OTHERS = ("#0b5394", "#3d85c6"), ("#b45f06", "#674ea7", "#7f7f7f", "#bf9000", "#38761d")
+OURS, OTHERS = ("#0b5394", "#3d85c6"), ("#b45f06", "#674ea7", "#7f7f7f", "#bf9000")
 
 
 def draw(scores: pd.DataFrame, out: Path) -> None:

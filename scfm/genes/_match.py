@@ -185,6 +185,7 @@ class _Choice:
 
     @cached_property
     def unmatched(self) -> list[str]:
+        """Names without a token."""
         return [name for name, found in zip(self.names, self.found, strict=True) if found is None]
 
     def recognised(self, how: How) -> list[str]:
